@@ -1,0 +1,470 @@
+"""Mean-field theory against closed forms, published digits, adaptive quadrature and random NumPy networks."""
+
+from __future__ import annotations
+
+import gzip
+import os
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from scipy.integrate import quad
+from scipy.special import erf, expit, ndtr
+
+from vgjax import theory
+from vgjax.activations import ACTIVATIONS, activation
+
+SELU_SCALE, SELU_ALPHA = 1.05070099, 1.67326324  # Klambauer et al. 2017
+MNIST_WIDTHS = [784, 512, 256, 128, 64, 32, 16, 10]
+XAVIER = "mxnet_xavier(factor_type=in, magnitude=2.34)"
+
+
+def normal_density(x):
+    return np.exp(-(x**2) / 2) / np.sqrt(2 * np.pi)
+
+
+def elu(x, scale=1.0, alpha=1.0):
+    return scale * np.where(x > 0, x, alpha * np.expm1(np.minimum(x, 0)))
+
+
+def elu_slope(x, scale=1.0, alpha=1.0):
+    return scale * np.where(x > 0, 1, alpha * np.exp(np.minimum(x, 0)))
+
+
+NUMPY = {  # φ and φ', written independently of JAX
+    "sigmoid": (expit, lambda x: expit(x) * expit(-x)),
+    "tanh": (np.tanh, lambda x: np.cosh(np.clip(x, -300, 300)) ** -2),
+    "softsign": (lambda x: x / (1 + np.abs(x)), lambda x: (1 + np.abs(x)) ** -2),
+    "relu": (lambda x: np.maximum(x, 0), lambda x: np.where(x > 0, 1.0, 0.0)),
+    "leaky_relu": (lambda x: np.where(x > 0, x, 0.01 * x), lambda x: np.where(x > 0, 1, 0.01)),
+    "elu": (elu, elu_slope),
+    "selu": (lambda x: elu(x, SELU_SCALE, SELU_ALPHA), lambda x: elu_slope(x, SELU_SCALE, SELU_ALPHA)),
+    "gelu": (lambda x: x * ndtr(x), lambda x: ndtr(x) + x * normal_density(x)),
+    "swish": (lambda x: x * expit(x), lambda x: expit(x) * (1 + x * expit(-x))),
+    "erf": (erf, lambda x: 2 / np.sqrt(np.pi) * np.exp(-(x**2))),
+    "linear": (lambda x: x, np.ones_like),
+}
+PRECISION = {"selu": 1e-8}  # the digits of its constants
+
+
+def reference(name):
+    """φ and φ' in NumPy; for a row without a reference here, the row's own φ and its central difference."""
+    if name in NUMPY:
+        return NUMPY[name]
+
+    def phi(x):
+        with jax.enable_x64(True):
+            return np.asarray(activation(name)(jnp.asarray(x, jnp.float64)))
+
+    return phi, lambda x: (phi(x + 1e-6) - phi(x - 1e-6)) / 2e-6
+
+
+def adaptive_mean(f, q):
+    """E[f(√q z)] by adaptive quadrature, either side of 0."""
+    halves = [quad(lambda z: f(np.sqrt(q) * z) * normal_density(z), *side, epsabs=0, epsrel=1e-12, limit=200)[0]
+              for side in ((-12, 0), (0, 12))]
+    return sum(halves)
+
+
+def pair_mean(f, q1, q2, c, n=160):
+    """E[f(u₁) f(u₂)] on a grid over the four quadrants: Cartesian, where the package's rule is polar."""
+    x, weight = np.polynomial.legendre.leggauss(n)
+    z, weight = np.concatenate([-5 * (x + 1), 5 * (x + 1)]), 5 * np.concatenate([weight, weight])
+    a, b = z[:, None], z[None, :]
+    density = np.exp(-(a**2 - 2 * c * a * b + b**2) / (2 * (1 - c**2))) / (2 * np.pi * np.sqrt(1 - c**2))
+    return (weight * f(np.sqrt(q1) * z)) @ density @ (weight * f(np.sqrt(q2) * z))
+
+
+def printed(text):
+    """The number as printed, with half a unit of its last digit as tolerance."""
+    decimals = len(text.partition(".")[2])
+    return pytest.approx(float(text), rel=0, abs=0.5001 * 10.0**-decimals)
+
+
+# Expectations
+
+
+@pytest.mark.parametrize("q", [1e-3, 0.3, 2.0, 12.0])
+@pytest.mark.parametrize("name", ACTIVATIONS)
+def test_mean_squares_agree_with_adaptive_quadrature(name, q):
+    phi, slope = reference(name)
+    rel = PRECISION.get(name, 1e-10)
+    assert theory.length_map(q, 1.0, 0.0, name) == pytest.approx(adaptive_mean(lambda u: phi(u) ** 2, q), rel=rel)
+    assert theory.chi1(q, 1.0, name) == pytest.approx(adaptive_mean(lambda u: slope(u) ** 2, q), rel=rel)
+
+
+@pytest.mark.parametrize("c", [-0.7, 0.2, 0.95])
+@pytest.mark.parametrize("name", ACTIVATIONS)
+def test_pair_means_agree_with_a_cartesian_grid(name, c):
+    phi, slope = reference(name)
+    rel = PRECISION.get(name, 1e-9)
+    with jax.enable_x64(True):
+        product = float(theory.gaussian_pair_mean(activation(name), jnp.float64(0.6), jnp.float64(2.0), jnp.float64(c)))
+    exact, scale = pair_mean(phi, 0.6, 2.0, c), np.sqrt(pair_mean(phi, 0.6, 0.6, c) * pair_mean(phi, 2.0, 2.0, c))
+    assert product / abs(scale) == pytest.approx(exact / abs(scale), rel=0, abs=rel)
+    assert theory.chi(c, 0.6, 1.0, name) == pytest.approx(pair_mean(slope, 0.6, 0.6, c), rel=rel)
+
+
+@pytest.mark.parametrize("sign", [1, -1])
+@pytest.mark.parametrize("name", ACTIVATIONS)
+def test_pair_means_at_the_ends_are_single_means(name, sign):
+    phi, slope = reference(name)
+    rel = PRECISION.get(name, 1e-10)
+    exact = adaptive_mean(lambda u: phi(u) * phi(sign * u), 0.8)
+    square = adaptive_mean(lambda u: phi(u) ** 2, 0.8)
+    mapped = theory.correlation_map(sign, 0.8, 1.0, 0.0, name)
+    assert mapped == pytest.approx(exact / square, rel=rel, abs=1e-12)
+    product = adaptive_mean(lambda u: slope(u) * slope(sign * u), 0.8)
+    assert theory.chi(sign, 0.8, 1.0, name) == pytest.approx(product, rel=rel, abs=1e-12)
+
+
+@pytest.mark.parametrize("q", [1e-8, 0.7, 50.0, 1e9])
+def test_relu_closed_forms(q):
+    c = np.linspace(-1, 1, 21)
+    angle = np.arccos(c)
+    assert theory.length_map(q, 1.0, 0.0, "relu") == pytest.approx(q / 2, rel=1e-12)
+    assert theory.chi1(q, 1.0, "relu") == pytest.approx(0.5, rel=1e-12)
+    arccosine = (np.sqrt(1 - c**2) + (np.pi - angle) * c) / np.pi
+    np.testing.assert_allclose(theory.correlation_map(c, q, 2.0, 0.0, "relu"), arccosine, rtol=1e-12, atol=1e-14)
+    ratio = theory.chi(c, q, 2.0, "relu") / theory.chi1(q, 2.0, "relu")
+    np.testing.assert_allclose(ratio, 1 - angle / np.pi, rtol=1e-12, atol=1e-14)
+
+
+@pytest.mark.parametrize("q", [1e-4, 0.3, 9.0])
+def test_closed_forms_of_leaky_relu_linear_and_erf(q):
+    assert theory.length_map(q, 1.0, 0.0, "leaky_relu(0.2)") == pytest.approx(q * 1.04 / 2, rel=1e-7)
+    assert theory.chi1(q, 2.0, "leaky_relu(0.2)") == pytest.approx(1.04, rel=1e-7)
+    assert theory.chi1(q, 1.7, "linear") == pytest.approx(1.7, rel=1e-12)
+    assert theory.length_map(q, 1.7, 0.2, "linear") == pytest.approx(1.7 * q + 0.2, rel=1e-12)
+    assert theory.length_map(q, 1.0, 0.0, "erf") == pytest.approx(2 / np.pi * np.arcsin(2 * q / (1 + 2 * q)), rel=1e-12)
+    assert theory.chi1(q, 1.0, "erf") == pytest.approx(4 / np.pi / np.sqrt(1 + 4 * q), rel=1e-12)
+
+
+def test_results_are_double_whatever_the_global_precision():
+    results = []
+    for wide in (False, True):
+        with jax.enable_x64(wide):
+            results.append((theory.length_map(0.4, 1.3, 0.1, "tanh"), *theory.fixed_point("tanh", 2.0, 0.05)))
+    assert results[0] == results[1]
+    assert all(type(value) is float for value in results[0])
+
+
+def test_maps_broadcast_over_arrays():
+    q = np.array([[0.1], [2.0]])
+    mapped = theory.correlation_map(np.array([0.0, 0.5, 1.0]), q, 1.5, 0.1, "tanh")
+    assert isinstance(mapped, np.ndarray) and mapped.shape == (2, 3)
+    assert mapped[1, 1] == pytest.approx(theory.correlation_map(0.5, 2.0, 1.5, 0.1, "tanh"), rel=1e-13)
+
+
+def test_inner_functions_can_be_differentiated_and_vmapped():
+    with jax.enable_x64(True):
+        q, c = jnp.asarray([0.5, 2.0]), jnp.asarray([0.1, 0.6])
+        growth = jax.vmap(jax.grad(lambda v: theory.gaussian_mean(lambda u: jnp.square(jax.lax.erf(u)), v)))(q)
+        slope = jax.vmap(jax.grad(lambda r: theory.gaussian_pair_mean(jax.lax.erf, 0.5, 0.5, r)))(c)
+    q, c = np.asarray(q), np.asarray(c)
+    exact = 4 / np.pi / ((1 + 2 * q) ** 2 * np.sqrt(1 - (2 * q / (1 + 2 * q)) ** 2))
+    np.testing.assert_allclose(growth, exact, rtol=1e-10)
+    np.testing.assert_allclose(slope, 1 / np.pi / np.sqrt(1 - (c / 2) ** 2), rtol=1e-10)
+
+
+# Fixed points and depth scales
+
+
+@pytest.mark.parametrize(
+    "sigma_w2, q, chi1, c, xi_c, xi_q",
+    [
+        (1.0, ".1936", ".7590", "1", "3.63", "1.75"),
+        (1.3, ".3153", ".8802", "1", "7.83", "1.79"),
+        (1.5, ".4180", ".9386", "1", "15.8", "1.68"),
+        (2.0, ".7218", "1.0477", ".744", "25.2", "1.39"),
+        (2.5, "1.0640", "1.1335", ".447", "11.8", "1.18"),
+        (4.0, "2.1955", "1.3424", ".165", "6.98", ".87"),
+    ],
+)
+def test_tanh_table(sigma_w2, q, chi1, c, xi_c, xi_q):
+    fixed = theory.fixed_point("tanh", sigma_w2, 0.05)
+    assert fixed.q == printed(q)
+    assert fixed.chi1 == printed(chi1)
+    assert fixed.c == (1.0 if c == "1" else printed(c))
+    assert fixed.xi_c == printed(xi_c)
+    assert fixed.xi_q == printed(xi_q)
+    assert fixed.xi_gradient == pytest.approx(-1 / np.log(fixed.chi1), rel=1e-12)
+
+
+@pytest.mark.parametrize(
+    "name, sigma_b2, sigma_w2, q",
+    [
+        ("tanh", 0.05, "1.76095", ".57005"),
+        ("tanh", 0.01, "1.42421", None),
+        ("tanh", 0.1, "1.98607", None),
+        ("tanh", 0.0, "1.000000", "0.000"),
+        ("relu", 0.0, "2.000000", None),
+        ("leaky_relu(0.2)", 0.0, "1.9231", None),
+        ("linear", 0.0, "1.000000", None),
+        ("sigmoid", 0.0, "103.008", None),
+    ],
+)
+def test_critical_values(name, sigma_b2, sigma_w2, q):
+    found = theory.critical_point(name, sigma_b2)
+    assert found[0] == printed(sigma_w2)
+    assert q is None or found[1] == printed(q)
+
+
+@pytest.mark.parametrize("sigma_b2", [0.0, 0.05, 0.5])
+@pytest.mark.parametrize("name", ACTIVATIONS)
+def test_at_a_critical_point_gradients_keep_their_size(name, sigma_b2):
+    sigma_w2, q = theory.critical_point(name, sigma_b2)
+    if np.isnan(q):
+        assert sigma_b2 > 0 and name in ("relu", "leaky_relu", "linear")  # there E[φ²] = q E[φ'²]
+        return
+    phi, slope = reference(name)
+    q = max(q, 1e-20)
+    assert sigma_w2 * adaptive_mean(lambda u: slope(u) ** 2, q) == pytest.approx(1, rel=1e-7)
+    assert (sigma_w2 * adaptive_mean(lambda u: phi(u) ** 2, q) + sigma_b2) / q == pytest.approx(1, rel=1e-7)
+
+
+@pytest.mark.parametrize("name", ["relu", "leaky_relu", "linear"])
+def test_homogeneous_activations_have_no_critical_point_with_biases(name):
+    assert np.isnan(theory.critical_point(name, 0.05)).all()
+
+
+@pytest.mark.parametrize("sigma_w2, q, chi1", [(1.0, ".2647", ".05572"), (0.78, None, ".04450")])
+def test_sigmoid_is_a_tanh_network_in_disguise(sigma_w2, q, chi1):
+    sigmoid = theory.fixed_point("sigmoid", sigma_w2, 0.2)
+    tanh = theory.fixed_point("tanh", sigma_w2 / 16, 0.2 / 4 + sigma_w2 / 16)
+    assert sigmoid.q == pytest.approx(4 * tanh.q, rel=1e-11)
+    assert sigmoid[1:] == pytest.approx(tanh[1:], rel=1e-9)
+    bare = theory.fixed_point("sigmoid", sigma_w2)
+    assert bare.chi1 == printed(chi1)
+    assert q is None or bare.q == printed(q)
+
+
+def test_selu_keeps_unit_variance():
+    """Klambauer et al. 2017: fixed point 1, slope of the variance .782648, χ₁ = 1.07157."""
+    fixed = theory.fixed_point("selu", 1.0)
+    assert fixed.q == pytest.approx(1, rel=1e-7)
+    assert fixed.chi1 == printed("1.07157")
+    assert np.exp(-1 / fixed.xi_q) == printed(".782648")
+
+
+@pytest.mark.parametrize("sigma_w2, sigma_b2", [(0.7, 0.1), (1.5, 0.05), (3.0, 0.3)])
+@pytest.mark.parametrize("name", ACTIVATIONS)
+def test_fixed_points_are_fixed_and_stable(name, sigma_w2, sigma_b2):
+    fixed = theory.fixed_point(name, sigma_w2, sigma_b2)
+    q = np.logspace(0, 12, 49)
+    if np.isinf(fixed.q):
+        assert np.all(theory.length_map(q, sigma_w2, sigma_b2, name) > q)
+        assert np.isnan(fixed[1:]).all()
+        return
+    assert theory.length_map(fixed.q, sigma_w2, sigma_b2, name) == pytest.approx(fixed.q, rel=1e-11)
+    assert theory.correlation_map(fixed.c, fixed.q, sigma_w2, sigma_b2, name) == pytest.approx(fixed.c, rel=1e-10)
+    assert fixed.c == 1 if fixed.chi1 <= 1 else 0 <= fixed.c < 1
+    h = 1e-4
+    ends = theory.length_map(fixed.q * np.array([1 + h, 1 - h]), sigma_w2, sigma_b2, name)
+    growth = (ends[0] - ends[1]) / (2 * h * fixed.q)
+    assert 0 < growth < 1 and np.exp(-1 / fixed.xi_q) == pytest.approx(growth, rel=1e-6)
+    c = min(fixed.c, 1 - h)
+    ends = theory.correlation_map(np.array([c + h, c - h]), fixed.q, sigma_w2, sigma_b2, name)
+    assert np.exp(-1 / fixed.xi_c) == pytest.approx((ends[0] - ends[1]) / (2 * h), rel=0.02)  # relu: √(1−c) at c = 1
+    assert theory.chi(c, fixed.q, sigma_w2, name) == pytest.approx((ends[0] - ends[1]) / (2 * h), rel=0.02)
+
+
+def test_relu_lengths_die_stay_or_grow():
+    assert theory.fixed_point("relu", 1.9).q == 0
+    assert theory.fixed_point("relu", 1.2, 0.3).q == pytest.approx(0.3 / (1 - 0.6), rel=1e-11)
+    assert theory.fixed_point("relu", 2.0) == (1.0, 1.0, pytest.approx(1.0), np.inf, np.inf, np.inf)
+    assert theory.fixed_point("relu", 2.0, 0.1).q == np.inf
+    assert theory.fixed_point("relu", 2.2).q == np.inf
+    assert theory.fixed_point("relu", 1.0).xi_gradient == pytest.approx(1 / np.log(2), rel=1e-10)
+    assert theory.fixed_point("tanh", 1.0).q == 0
+
+
+@pytest.mark.parametrize(
+    "name, q, gain",
+    [
+        ("relu", 1.0, "1.4669"),
+        ("leaky_relu(0.2)", 1.0, "1.2436"),
+        ("tanh", 1.0, "1.1778"),
+        ("elu", 1.0, "1.0790"),
+        ("selu", 1.0, "1.0716"),
+        ("sigmoid", 1.0, "1.0336"),
+        ("elu", 2.0, "1.1181"),
+    ],
+)
+def test_batch_norm_gains(name, q, gain):
+    assert theory.batch_norm_gradient_gain(name, q) == printed(gain)
+
+
+# Profiles over the actual layers
+
+
+@pytest.mark.parametrize(
+    "initializer, widths, expected",
+    [
+        ("uniform(0.1)", MNIST_WIDTHS, "2.613 1.707 .853 .427 .213 .107 .053"),
+        (XAVIER, MNIST_WIDTHS, ".78 .78 .78 .78 .78 .78 .78"),
+        ("glorot_uniform", MNIST_WIDTHS, "1.210 1.333 1.333 1.333 1.333 1.333 1.231"),
+        ("he_normal", MNIST_WIDTHS, "2.0000 2.0000 2.0000 2.0000 2.0000 2.0000 2.0000"),
+        ("lecun_uniform", MNIST_WIDTHS, "1.0000 1.0000 1.0000 1.0000 1.0000 1.0000 1.0000"),
+        ("orthogonal(1.5)", MNIST_WIDTHS, "2.2500 2.2500 2.2500 2.2500 2.2500 2.2500 2.2500"),
+        ("uniform(0.1)", [2, 128, 64, 64, 3], ".0067 .427 .213 .213"),
+        ("glorot_normal", [2, 128, 64, 64, 3], ".0308 1.333 1 1.910"),
+        ("orthogonal(2.0)", [2, 128, 64, 64, 3], ".0625 4.0000 4.0000 4.0000"),
+    ],
+)
+def test_layer_variances(initializer, widths, expected):
+    found = theory.layer_variances(widths, initializer)
+    assert len(found) == len(widths) - 1
+    for value, text in zip(found, expected.split(), strict=True):
+        assert value == printed(text)
+
+
+def test_layer_variances_take_sigma_w_and_the_last_layers_own_initializer():
+    found = theory.layer_variances([5, 8, 4], "he_uniform", "normal(0.1)", sigma_w=3.0)
+    np.testing.assert_allclose(found, [18.0, 9 * 8 * 0.01], rtol=1e-12)
+
+
+def random_networks(x, labels, widths, deviations, name, sigma_b, n_networks, seed=0):
+    """Mean over random NumPy networks of z_a·z_b/n and of the mean squared gradient of the summed loss, per layer."""
+    rng = np.random.default_rng(seed)
+    phi, slope = reference(name)
+    products, squares = [], []
+    for _ in range(n_networks):
+        fans = zip(deviations, widths[:-1], widths[1:], strict=True)
+        weights = [deviation * rng.standard_normal(shape) for deviation, *shape in fans]
+        h, z = [x], []
+        for w in weights:
+            z.append(h[-1] @ w + sigma_b * rng.standard_normal(w.shape[1]))
+            h.append(phi(z[-1]))
+        p = np.exp(z[-1] - z[-1].max(axis=1, keepdims=True))
+        delta = p / p.sum(axis=1, keepdims=True) - np.eye(widths[-1])[labels]
+        square = np.zeros(len(weights))
+        for layer in reversed(range(len(weights))):
+            square[layer] = np.mean((h[layer].T @ delta) ** 2)
+            if layer:
+                delta = (delta @ weights[layer].T) * slope(z[layer - 1])
+        products.append([v @ v.T / v.shape[1] for v in z])
+        squares.append(square)
+    return np.mean(products, axis=0), np.mean(squares, axis=0)
+
+
+@pytest.fixture(scope="module")
+def batch():
+    rng = np.random.default_rng(7)
+    return rng.standard_normal((6, 12)) + 0.5, np.array([0, 1, 1, 3, 2, 1])
+
+
+@pytest.mark.parametrize("name", ACTIVATIONS)
+def test_profiles_agree_with_random_networks(name, batch):
+    x, labels = batch
+    widths, sigma_w, sigma_b = [12, 250, 200, 150, 4], 1.2, 0.3
+    deviations = sigma_w * np.array([12**-0.5, 250**-0.5, 200**-0.5, 0.01])
+    products, squares = random_networks(x, labels, widths, deviations, name, sigma_b, n_networks=150)
+    variances = theory.layer_variances(widths, "mean_field", "normal(0.01)", sigma_w)
+    profile = theory.pair_profile(x, name, variances, sigma_b)
+    sizes = np.sqrt(np.diagonal(profile.preactivation, axis1=1, axis2=2))
+    scale = sizes[:, :, None] * sizes[:, None, :]
+    np.testing.assert_allclose(products[:-1] / scale[:-1], profile.preactivation[:-1] / scale[:-1], atol=0.04)
+    rms = theory.predicted_weight_gradient_rms(
+        x, labels, widths, name, "mean_field", "normal(0.01)", sigma_w=sigma_w, sigma_b=sigma_b
+    )
+    np.testing.assert_allclose(np.sqrt(squares) / rms, 1, atol=0.05)
+
+
+@pytest.mark.parametrize("name", ["sigmoid", "relu"])
+def test_gradients_agree_where_logits_are_of_order_one(name, batch):
+    """Random logits err together: with p = 1/classes alone, sigmoid's gradients would come out much too small."""
+    x, labels = np.repeat(batch[0], 4, axis=0), np.arange(24) % 4
+    widths, deviations = [12, 250, 400, 4], np.sqrt(2 / np.array([12, 250, 400]))
+    _, squares = random_networks(x, labels, widths, deviations, name, 0.0, n_networks=150)
+    rms = theory.predicted_weight_gradient_rms(x, labels, widths, name, "he_normal")
+    np.testing.assert_allclose(np.sqrt(squares) / rms, 1, atol=0.08)
+
+
+def test_first_layer_closed_form_for_relu(batch):
+    """Small logits: RMS² = Σ_ij (1[y_i=y_j] − 1/C) x_i·x_j Π n Var(W) (1 − θ_ij/π)/2, with arccosine correlations."""
+    x, labels = batch
+    widths, variances = [12, 30, 20, 4], np.array([2 / 12, 2 / 30, 1e-8])
+    q = 12 * variances[0] * (x @ x.T) / 12
+    gain = np.ones_like(q)
+    for n, variance in zip(widths[1:-1], variances[1:], strict=True):
+        scale = np.sqrt(np.outer(np.diag(q), np.diag(q)))
+        c = np.clip(q / scale, -1, 1)
+        gain *= n * variance * (1 - np.arccos(c) / np.pi) / 2
+        q = n * variance * scale * (np.sqrt(1 - c**2) + (np.pi - np.arccos(c)) * c) / (2 * np.pi)
+    square = np.sum((np.equal.outer(labels, labels) - 1 / 4) * (x @ x.T) * gain) / (12 * 30)
+    rms = theory.predicted_weight_gradient_rms(x, labels, widths, "relu", "he_uniform", "normal(1e-4)")
+    assert rms[0] / np.sqrt(square) == pytest.approx(1, rel=1e-6)
+
+
+def test_gradients_of_a_deep_network_vanish_with_chi1():
+    widths = [10] + [64] * 150 + [3]
+    rms = theory.predicted_weight_gradient_rms(
+        np.ones((1, 10)), [1], widths, "tanh", "mean_field", "normal(0.001)", sigma_w=1.0, sigma_b=0.05**0.5
+    )
+    slope, _ = np.polyfit(np.arange(30, 140), 2 * np.log(rms[30:140]), 1)
+    assert -slope == pytest.approx(np.log(theory.chi1(theory.fixed_point("tanh", 1.0, 0.05).q, 1.0, "tanh")), rel=1e-6)
+    assert np.log10(rms[-2] / rms[1]) > 8
+
+
+def test_mean_is_the_sum_over_the_batch_size(batch):
+    given = (*batch, [12, 20, 4], "tanh", "he_normal")
+    by_sum, by_mean = (theory.predicted_weight_gradient_rms(*given, reduction=r) for r in ("sum", "mean"))
+    np.testing.assert_allclose(by_sum / by_mean, 6, rtol=1e-12)
+
+
+def test_a_linear_model_has_one_layer(batch):
+    """Closed form: ‖X^T (p − Y)‖_F / √(n₀ n₁) with p = 1/classes."""
+    x, labels = batch
+    exact = np.linalg.norm(x.T @ (0.25 - np.eye(4)[labels])) / np.sqrt(12 * 4)
+    rms = theory.predicted_weight_gradient_rms(x, labels, [12, 4], "tanh", "normal(1e-6)")
+    np.testing.assert_allclose(rms, [exact], rtol=1e-6)
+
+
+@pytest.mark.parametrize("name", ACTIVATIONS)
+def test_a_blank_example_has_no_nan(name):
+    x = np.array([[0.0, 0.0], [1.0, 2.0]])
+    rms = theory.predicted_weight_gradient_rms(x, [0, 1], [2, 8, 8, 2], name, "he_normal")
+    assert np.all(np.isfinite(rms)) and np.all(rms > 0)
+
+
+@pytest.mark.parametrize(
+    "changed, message",
+    [
+        ({"labels": [0, 1, 1, 3, 2, 4]}, "from 0 to 3"),
+        ({"labels": [0, 1]}, "do not fit"),
+        ({"inputs": np.ones((6, 11))}, "do not fit"),
+        ({"reduction": "median"}, "'median' is not allowed; allowed: sum, mean"),
+    ],
+)
+def test_what_does_not_fit_is_refused(changed, message, batch):
+    given = {"inputs": batch[0], "labels": batch[1], "widths": [12, 5, 4], "activation": "tanh"}
+    with pytest.raises(ValueError, match=message):
+        theory.predicted_weight_gradient_rms(**(given | {"initializer": "he_normal"} | changed))
+
+
+@pytest.mark.parametrize(
+    "initializer, name, published",
+    [
+        ("uniform(0.1)", "sigmoid", 4.8e-7),
+        ("uniform(0.1)", "relu", 2.9e-4),
+        (XAVIER, "sigmoid", 9.0e-6),
+        (XAVIER, "relu", 5.0e-3),
+    ],
+)
+def test_first_layer_of_the_mnist_tutorial(initializer, name, published):
+    """The MXNet tutorial's monitor at step 1: sums over 32 examples of MNIST/256, RMS averaged over batches."""
+    folder = Path(os.environ.get("VGJAX_MANUAL_DIR", "")) / "mnist"
+    if not (folder / "train-images-idx3-ubyte.gz").exists():
+        pytest.skip("MNIST's original files are not in $VGJAX_MANUAL_DIR/mnist")
+    with gzip.open(folder / "train-images-idx3-ubyte.gz") as file:
+        x = np.frombuffer(file.read(16 + 320 * 784), np.uint8, offset=16).reshape(320, 784) / 256
+    with gzip.open(folder / "train-labels-idx1-ubyte.gz") as file:
+        labels = np.frombuffer(file.read(8 + 320), np.uint8, offset=8)
+    rms = [
+        theory.predicted_weight_gradient_rms(x[i : i + 32], labels[i : i + 32], MNIST_WIDTHS, name, initializer)[0]
+        for i in range(0, 320, 80)
+    ]
+    assert np.mean(rms) / published == pytest.approx(1, abs=0.08)  # ±6 % from batch to batch

@@ -1,0 +1,36 @@
+"""vgjax: how the gradient signal fares, layer by layer: measured, predicted by theory, and explained."""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+
+if TYPE_CHECKING:
+    from vgjax.config import Config, Hypers
+    from vgjax.data import Dataset
+    from vgjax.history import load
+    from vgjax.run import Result, run
+
+# Imported when first asked for, so that `vgjax --help` does not wait for JAX.
+_HOMES = {
+    "Config": "vgjax.config",
+    "Hypers": "vgjax.config",
+    "Dataset": "vgjax.data",
+    "Result": "vgjax.run",
+    "run": "vgjax.run",
+    "load": "vgjax.history",
+}
+
+__all__ = ["Config", "Dataset", "Hypers", "Result", "__version__", "load", "run"]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'vgjax' has no attribute {name!r}")
+    return getattr(importlib.import_module(_HOMES[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

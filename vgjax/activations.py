@@ -1,0 +1,58 @@
+"""Activation functions: name → function, with its source and its kinks."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+
+from vgjax.names import Entry, resolve
+
+Activation = Callable[[jax.Array], jax.Array]
+
+
+def linear(x: jax.Array) -> jax.Array:
+    """φ(x) = x."""
+    return x
+
+
+def erf(x: jax.Array) -> jax.Array:
+    """φ(x) = erf(x)."""
+    return jax.lax.erf(x)
+
+
+def elu(x: jax.Array) -> jax.Array:
+    """φ(x) = x for x > 0, exp(x) − 1 below."""
+    return jax.nn.elu(x)
+
+
+ACTIVATIONS: dict[str, Entry] = {
+    "sigmoid": Entry(lambda: jax.nn.sigmoid, "1 / (1 + exp(−x))", "classical; Glorot & Bengio 2010"),
+    "tanh": Entry(lambda: jnp.tanh, "tanh(x)", "LeCun et al. 1998, Efficient BackProp"),
+    "softsign": Entry(lambda: jax.nn.soft_sign, "x / (1 + |x|)", "Glorot & Bengio 2010"),
+    "relu": Entry(lambda: jax.nn.relu, "max(x, 0)", "Nair & Hinton 2010"),
+    "leaky_relu": Entry(
+        lambda slope=0.01: partial(jax.nn.leaky_relu, negative_slope=slope),
+        "x for x ≥ 0, slope·x below; slope 0.01",
+        "Maas et al. 2013",
+    ),
+    "elu": Entry(lambda: elu, "x for x > 0, exp(x) − 1 below", "Clevert et al. 2016, 1511.07289"),
+    "selu": Entry(lambda: jax.nn.selu, "λ·x for x > 0, λα(exp(x) − 1) below", "Klambauer et al. 2017, 1706.02515"),
+    "gelu": Entry(
+        lambda: partial(jax.nn.gelu, approximate=False), "x·Φ(x), exact", "Hendrycks & Gimpel 2016, 1606.08415"
+    ),
+    "swish": Entry(lambda: jax.nn.swish, "x·sigmoid(x)", "Ramachandran et al. 2017, 1710.05941"),
+    "erf": Entry(lambda: erf, "erf(x)", "Williams 1997"),
+    "linear": Entry(lambda: linear, "x", "Saxe et al. 2013, 1312.6120"),
+}
+
+
+def activation(named: str | Activation) -> Activation:
+    """The activation of that name, import path, or the callable itself.
+
+    >>> float(activation("leaky_relu(0.2)")(jnp.float32(-1)))
+    -0.20000000298023224
+    """
+    return resolve("activation", ACTIVATIONS, named)

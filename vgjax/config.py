@@ -1,0 +1,133 @@
+"""What a run is: `Config` (static: changes shapes or the compiled program) and `Hypers` (traced numbers).
+
+This room needs nothing but the standard library, so that `vgjax --help` is quick.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, get_args, get_origin, get_type_hints
+
+from vgjax.names import nearest
+
+if TYPE_CHECKING:
+    Named = str | Callable[..., Any]
+else:
+    Named = str
+
+
+class Hypers(NamedTuple):
+    """Numbers that may differ from lane to lane of one compiled program."""
+
+    learning_rate: float = 0.1
+    """Step size, at the start of the schedule [1 per unit of gradient]."""
+    weight_decay: float = 0.0
+    """Weight decay; biases and norm parameters are left out [per step and unit of learning rate]."""
+    clip_threshold: float = 1.0
+    """Threshold of --clip [gradient units; for agc, a ratio to the weight's norm]."""
+    sigma_w: float = 1.0
+    """Factor on every initial weight; with the initializer mean_field, the theory's σ_w [dimensionless]."""
+    sigma_b: float = 0.0
+    """Standard deviation of the initial biases [pre-activation units]."""
+
+
+@dataclass(frozen=True)
+class Config:
+    """Everything that changes shapes or the compiled program."""
+
+    dataset: Named = "mnist"
+    """Data set: a name from `vgjax list datasets`, any TFDS image classification set, or a folder of IDX files [name]."""
+    scaling: Literal["auto", "1/255", "1/256", "standardised", "none"] = "auto"
+    """Inputs are multiplied by this, or standardised per feature; auto: 1/255 for bytes, none for floats."""
+    holdout: int = 0
+    """The first so many training examples validate instead of training; 0: the test split validates [examples]."""
+
+    hidden: tuple[int, ...] = (512, 256, 128, 64, 32, 16)
+    """Widths of the hidden layers [units]."""
+    activation: Named = "relu"
+    """Activation of the hidden layers: see `vgjax list activations`, or module:function [name]."""
+    initializer: Named = "he_normal"
+    """Initializer of the weights: see `vgjax list initializers`, or module:function [name]."""
+    output_initializer: Named = ""
+    """Initializer of the last layer's weights; empty: the same as the others [name]."""
+    bias: bool = True
+    """Whether layers have biases [yes/no]."""
+    norm: Literal["none", "batch", "layer"] = "none"
+    """Normalisation."""
+    norm_at: Literal["pre_activation", "post_activation", "layer_inputs", "network_input"] = "pre_activation"
+    """Where it normalises: around the activation, at the input of each hidden layer, or at the network's input alone."""
+    norm_epsilon: float = 1e-5
+    """Added to the variance inside the normalisation [activation units squared]."""
+    norm_momentum: float = 0.99
+    """Batch norm's running averages keep this share at each step [dimensionless]."""
+    branch: Literal["plain", "residual", "rezero"] = "plain"
+    """plain; residual: x + f(x) wherever widths agree; rezero: x + α f(x) there, α = 0 at the start."""
+
+    optimizer: Named = "sgd"
+    """Optimizer: see `vgjax list optimizers`, or module:function giving an Optax transformation [name]."""
+    schedule: Named = "constant"
+    """Learning-rate schedule: see `vgjax list schedules` [name]."""
+    clip: Literal["none", "value", "global_norm", "layer_norm", "agc"] = "none"
+    """Gradient clipping, at --clip-threshold."""
+    decay: Literal["decoupled", "l2"] = "decoupled"
+    """Weight decay added after the optimizer (AdamW) or to the gradient before it (l2, as MXNet)."""
+
+    batch_size: int = 128
+    """Examples a step [examples]."""
+    epochs: int = 10
+    """Passes over the training set [epochs]."""
+    steps: int = 0
+    """Stop after so many steps; 0: after --epochs [steps]."""
+    shuffle: Literal["every_epoch", "once", "never"] = "every_epoch"
+    """When the training set is shuffled, on the device."""
+    last_batch: Literal["drop", "keep"] = "drop"
+    """The incomplete batch at the end of an epoch."""
+    reduction: Literal["mean", "sum"] = "mean"
+    """Gradients are means or sums over the batch; sums are divided by --batch-size on their way to the optimizer."""
+    replicas: int = 1
+    """Unsynchronised replicas from one start, each on its own part of every batch, as old MXNet ran [replicas]."""
+    record_every: int = 0
+    """Statistics at step 0 and every so many steps, and at the last; 0: once an epoch [steps]."""
+
+    def __post_init__(self) -> None:
+        for name in ("holdout", "steps", "record_every"):
+            _check(name, getattr(self, name), 0)
+        for name in ("batch_size", "replicas"):
+            _check(name, getattr(self, name), 1)
+        _check("epochs", self.epochs, 0)
+        if self.epochs == 0 and self.steps == 0:
+            raise ValueError("epochs and steps are both 0: nothing to do")
+        for width in self.hidden:
+            _check("hidden", width, 1)
+        for name, hint in get_type_hints(Config).items():
+            allowed = get_args(hint) if get_origin(hint) is Literal else None
+            if allowed and getattr(self, name) not in allowed:
+                raise ValueError(f"{name} {getattr(self, name)!r} is not allowed; {nearest(getattr(self, name), allowed)}")
+        if self.batch_size % self.replicas:
+            raise ValueError(f"batch_size {self.batch_size} does not divide into {self.replicas} replicas")
+        if self.replicas > 1 and self.last_batch == "keep":
+            raise ValueError("last_batch 'keep' is not allowed with replicas; allowed: drop")
+        if not 0 <= self.norm_momentum < 1:
+            raise ValueError(f"norm_momentum {self.norm_momentum} is not allowed; allowed: 0 to below 1")
+        if not (math.isfinite(self.norm_epsilon) and self.norm_epsilon >= 0):
+            raise ValueError(f"norm_epsilon {self.norm_epsilon} is not allowed; allowed: 0 or more")
+
+
+def check_hypers(hypers: Hypers) -> None:
+    """Refuse numbers that can mean nothing.
+
+    Raises:
+      ValueError: a number is NaN, or negative where only 0 or more makes sense.
+    """
+    for name, value in hypers._asdict().items():
+        if not isinstance(value, int | float):
+            continue  # arrays and tracers: lanes of a grid
+        if math.isnan(value) or value < 0:
+            raise ValueError(f"{name} {value} is not allowed; allowed: 0 or more")
+
+
+def _check(name: str, value: int, least: int) -> None:
+    if not isinstance(value, int) or isinstance(value, bool) or value < least:
+        raise ValueError(f"{name} {value!r} is not allowed; allowed: whole numbers from {least}")

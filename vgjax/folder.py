@@ -1,0 +1,127 @@
+"""A run's folder: config, environment, history, records and checkpoints, opened, resumed and closed together."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import time
+from pathlib import Path
+from typing import Any
+
+import xarray as xr
+import yaml
+
+from vgjax import checkpoint, history
+from vgjax.config import Config, Hypers
+from vgjax.environment import environment
+from vgjax.names import text_of
+from vgjax.records import Records, Which
+
+SECONDS_BETWEEN_CHECKPOINTS = 10.0
+
+
+class RunFolder:
+    """Where a run writes. Everything in it can be read without this package: YAML, JSON, netCDF, CSV, TensorBoard."""
+
+    def __init__(self, path: Path):
+        self.path = path
+        self._checkpoints = checkpoint.open_checkpoints(path)
+        self._records: Records | None = None
+        self._saved_at = time.monotonic()
+
+    @classmethod
+    def open(cls, path: Path, about: dict[str, Any], resume: bool) -> RunFolder:
+        """Make a run folder, or reopen it to resume.
+
+        Args:
+          path: the folder.
+          about: config, hypers, seeds and data of the run; saved as `config.yaml`.
+          resume: whether a run is to go on here.
+
+        Raises:
+          ValueError: there is a run already, or another one; nothing was changed.
+        """
+        resolved = describe(about)
+        file = path / "config.yaml"
+        if file.exists():
+            there = yaml.safe_load(file.read_text())
+            if there != resolved:
+                raise ValueError(f"{path} holds another run ({_difference(there, resolved)}); choose another folder")
+            if not resume:
+                raise ValueError(f"{path} holds this run already; go on with --resume, or choose another folder")
+        elif path.exists() and any(path.iterdir()):
+            raise ValueError(f"{path} is not empty and holds no run; choose another folder")
+        else:
+            path.mkdir(parents=True, exist_ok=True)
+            (path / "environment.json").write_text(json.dumps(environment(), indent=2))
+            temporary = path / ".config.tmp"
+            temporary.write_text(yaml.safe_dump(resolved, sort_keys=False, allow_unicode=True))
+            os.replace(temporary, file)
+        return cls(path)
+
+    def resume(self, tree: Any, tensorboard: Which) -> tuple[int, Any, list[xr.Dataset]]:
+        """Where the run stands: steps done, the tree there, the history so far; and begin TensorBoard and the log.
+
+        Args:
+          tree: the tree at step 0, [lanes, …].
+          tensorboard: which lanes to write.
+        """
+        done, tree = checkpoint.restore(self._checkpoints, tree)
+        history.forget_after(self.path, done)
+        so_far = [history.load(self.path)] if done else []
+        self._records = Records(self.path, tensorboard, so_far)
+        return done, tree, so_far
+
+    def write(self, part: xr.Dataset) -> None:
+        """A chunk has ended: its history and records."""
+        history.write_chunk(self.path, part)
+        if self._records:
+            self._records.write(part)
+
+    def save(self, step: int, tree: Any) -> None:
+        """Save a checkpoint."""
+        checkpoint.save(self._checkpoints, step, tree)
+        self._saved_at = time.monotonic()
+
+    def wants_checkpoint(self) -> bool:
+        """Whether the last checkpoint is old enough for another."""
+        return time.monotonic() - self._saved_at > SECONDS_BETWEEN_CHECKPOINTS
+
+    def finish(self) -> xr.Dataset:
+        """The run is over: one history file and its tables."""
+        self._checkpoints.wait_until_finished()
+        return history.finish(self.path)
+
+    def close(self) -> None:
+        """Write what is queued and close every file."""
+        self._checkpoints.close()
+        if self._records:
+            self._records.close()
+
+
+def describe(about: dict[str, Any]) -> dict[str, Any]:
+    """A run as plain data: callables as module:function, tuples as lists."""
+    config: Config = about["config"]
+    fields = {field.name: getattr(config, field.name) for field in dataclasses.fields(config)}
+    plain = {name: text_of(value) if callable(value) else value for name, value in fields.items()}
+    plain["hidden"] = list(config.hidden)
+    settings: list[Hypers] = about["hypers"]
+    hypers = [{name: float(value) for name, value in setting._asdict().items()} for setting in settings]
+    return {**about, "config": plain, "hypers": hypers, "seeds": list(about["seeds"])}
+
+
+def _difference(there: Any, wanted: dict[str, Any]) -> str:
+    """The first field in which two runs differ."""
+    if not isinstance(there, dict):
+        return "its config.yaml is damaged"
+    flat_there, flat_wanted = _flat(there), _flat(wanted)
+    for name in flat_wanted:
+        if flat_there.get(name) != flat_wanted[name]:
+            return f"{name} is {flat_there.get(name)!r} there, {flat_wanted[name]!r} here"
+    return "it has fields that are unknown here"
+
+
+def _flat(about: dict[str, Any]) -> dict[str, Any]:
+    rest = {name: value for name, value in about.items() if name != "config"}
+    return {**about.get("config", {}), **rest}

@@ -1,0 +1,164 @@
+"""The labelled data set of a run: dimensions lane, record, layer, bin and evaluation; on disk and back.
+
+On disk a history grows by one small netCDF file a chunk, each written whole or not at all; a finished run is merged
+into one `history.nc`, and its tables written as CSV.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import xarray as xr
+
+from vgjax import stats
+
+# What is recorded: dimensions beyond (lane, record) or (lane, evaluation), and what it is [unit].
+VARIABLES: dict[str, tuple[tuple[str, ...], str]] = {
+    "loss": ((), "cross-entropy of the step's batch, mean [nats]"),
+    "accuracy": ((), "share of the step's batch classified right"),
+    "gradient_norm": (("layer",), "‖g‖₂ of the weight gradient [loss per weight unit]"),
+    "gradient_rms": (("layer",), "RMS of the weight gradient, ‖g‖₂/√n [loss per weight unit]"),
+    "gradient_log10_rms": (("layer",), "log₁₀ of the RMS of the weight gradient"),
+    "gradient_mean": (("layer",), "mean of the weight gradient [loss per weight unit]"),
+    "gradient_std": (("layer",), "standard deviation of the weight gradient [loss per weight unit]"),
+    "gradient_max": (("layer",), "max |g| of the weight gradient [loss per weight unit]"),
+    "gradient_zero_fraction": (("layer",), "share of exact zeros in the weight gradient"),
+    "weight_norm": (("layer",), "‖W‖₂ before the step [weight units]"),
+    "update_ratio": (("layer",), "‖ΔW‖₂/‖W‖₂ of the step"),
+    "gradient_histogram": (("layer", "bin"), "weight gradients per signed log₂ bin [count]"),
+    "weight_histogram": (("layer", "bin"), "weights per signed log₂ bin [count]"),
+    "train_loss": ((), "cross-entropy, mean over the epoch's training steps [nats]"),
+    "train_accuracy": ((), "share classified right over the epoch's training steps"),
+    "validation_loss": ((), "cross-entropy over the validation examples, mean [nats]"),
+    "validation_accuracy": ((), "share of the validation examples classified right"),
+}
+
+
+def chunk(
+    lanes: Mapping[str, Sequence[Any]],
+    layers: Mapping[str, tuple[int, int]],
+    steps: Sequence[int],
+    records: Mapping[str, np.ndarray],
+    evaluated_at: int,
+    evaluation: Mapping[str, np.ndarray],
+    steps_per_epoch: int,
+) -> xr.Dataset:
+    """Label what one chunk of steps left behind.
+
+    Args:
+      lanes: coordinates of the lanes: seed, replica and hyper-parameters, each [lanes].
+      layers: name → (fan_in, fan_out).
+      steps: the instrumented steps, counted from 0.
+      records: name → [lanes, ≥ len(steps), …]; what is beyond the steps is dropped.
+      evaluated_at: number of steps done at the evaluation.
+      evaluation: name → [lanes].
+      steps_per_epoch: for the epoch coordinate.
+    """
+    left, right = stats.bin_edges()
+    fans = np.array(list(layers.values()))
+    n = len(steps)
+    variables = {
+        name: (("lane", "record", *VARIABLES[name][0]), np.asarray(values)[:, :n]) for name, values in records.items()
+    }
+    variables |= {name: (("lane", "evaluation"), np.asarray(values)[:, None]) for name, values in evaluation.items()}
+    coordinates = {
+        **{name: ("lane", np.asarray(values)) for name, values in lanes.items()},
+        "step": ("record", np.asarray(steps, np.int64)),
+        "epoch": ("record", np.asarray(steps) / steps_per_epoch),
+        "evaluated_at": ("evaluation", np.array([evaluated_at], np.int64)),
+        "layer": ("layer", list(layers)),
+        "fan_in": ("layer", fans[:, 0]),
+        "fan_out": ("layer", fans[:, 1]),
+        "bin_left": ("bin", left),
+        "bin_right": ("bin", right),
+    }
+    dataset = xr.Dataset(variables, coordinates)
+    for name in variables:
+        dataset[name].attrs["long_name"] = VARIABLES[name][1]
+    return dataset
+
+
+def join(parts: Sequence[xr.Dataset]) -> xr.Dataset:
+    """Consecutive chunks as one history."""
+    along = {}
+    for dimension in ("record", "evaluation"):
+        names = [name for name, v in parts[0].variables.items() if dimension in v.dims]
+        along[dimension] = xr.concat([part[names].drop_vars(_foreign(part, names)) for part in parts], dimension)
+    constant = parts[0].drop_dims(["record", "evaluation"])
+    return xr.merge([constant, *along.values()], compat="override", combine_attrs="override")
+
+
+def _foreign(part: xr.Dataset, names: list) -> list:
+    return [name for name in part[names].coords if name not in names]
+
+
+def write_chunk(folder: Path, part: xr.Dataset) -> None:
+    """Add a chunk to a run's history on disk; the file is there whole or not at all."""
+    start = int(part["evaluated_at"].values[0])
+    _write(part, folder / "history" / f"until-{start:09d}.nc")
+
+
+def forget_after(folder: Path, step: int) -> None:
+    """Drop the chunks that end after `step`: they are about to be run again."""
+    for path in _parts(folder):
+        if int(path.stem.split("-")[1]) > step:
+            path.unlink()
+
+
+def finish(folder: Path) -> xr.Dataset:
+    """Merge the chunks into `history.nc`, write the tables `statistics.csv` and `evaluations.csv`."""
+    whole = load(folder)
+    _write(whole, folder / "history.nc")
+    write_tables(folder, whole)
+    shutil.rmtree(folder / "history", ignore_errors=True)
+    return whole
+
+
+def write_tables(folder: Path, history: xr.Dataset) -> None:
+    """The history as two CSV files: a row a lane, step and layer; a row a lane and evaluation."""
+    scalars = history.drop_dims("bin")
+    by_dimension = {"statistics.csv": "record", "evaluations.csv": "evaluation"}
+    for file, dimension in by_dimension.items():
+        names = [name for name, v in scalars.data_vars.items() if dimension in v.dims]
+        table = scalars[names].to_dataframe().reset_index()
+        temporary = folder / f".{file}.tmp"
+        table.to_csv(temporary, index=False)
+        os.replace(temporary, folder / file)
+
+
+def load(folder: str | Path) -> xr.Dataset:
+    """The history of a run folder, finished or not.
+
+    Raises:
+      ValueError: there is none, or a file of it is damaged.
+    """
+    folder = Path(folder)
+    paths = [folder / "history.nc"] if (folder / "history.nc").exists() else _parts(folder)
+    if not paths:
+        raise ValueError(f"{folder} has no history; allowed: the folder of a run")
+    return join([_read(path) for path in paths]) if len(paths) > 1 else _read(paths[0])
+
+
+def _parts(folder: Path) -> list[Path]:
+    return sorted((folder / "history").glob("until-*.nc"))
+
+
+def _read(path: Path) -> xr.Dataset:
+    try:
+        with xr.open_dataset(path, engine="h5netcdf") as dataset:
+            return dataset.load()
+    except Exception as error:
+        raise ValueError(f"{path} is damaged or is no history: {error}") from None
+
+
+def _write(dataset: xr.Dataset, path: Path) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_suffix(".tmp")
+    encoding = {name: {"zlib": True, "complevel": 1} for name, v in dataset.data_vars.items() if "bin" in v.dims}
+    dataset.to_netcdf(temporary, engine="h5netcdf", encoding=encoding)
+    os.replace(temporary, path)

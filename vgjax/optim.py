@@ -1,0 +1,139 @@
+"""Optimizers, clipping and schedules as Optax chains; only what Optax lacks is written here."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from vgjax.config import Config, Hypers
+from vgjax.names import Entry, resolve
+
+
+def scale_by_keras_adam(b1: float = 0.9, b2: float = 0.999, eps: float = 1e-7) -> optax.GradientTransformation:
+    """Keras's Adam: m √(1−β₂ᵗ) / ((1−β₁ᵗ)(√v + ε)), its ε outside the bias correction.
+
+    Optax's ε stands inside: for gradients near ε, which is where vanishing gradients live, the two differ by more than
+    ten times.
+
+    Source: Kingma & Ba 2015, 1412.6980, the variant at the end of section 2; Keras ``optimizers.Adam``.
+    """
+    adam = optax.scale_by_adam(b1, b2)
+
+    def update(
+        updates: optax.Updates, state: optax.ScaleByAdamState, params: Any = None
+    ) -> tuple[optax.Updates, optax.OptState]:
+        _, state = adam.update(updates, state, params)
+        t = state.count.astype(jnp.float32)
+        correction = jnp.sqrt(1 - b2**t) / (1 - b1**t)
+        return jax.tree.map(lambda m, v: correction * m / (jnp.sqrt(v) + eps), state.mu, state.nu), state
+
+    return optax.GradientTransformation(adam.init, update)
+
+
+def clip_by_layer_norm(max_norm: float | jax.Array) -> optax.GradientTransformation:
+    """Scale each parameter's gradient to ‖g‖ ≤ max_norm by itself (Keras's ``clipnorm``)."""
+
+    def clip(g: jax.Array) -> jax.Array:
+        norm = jnp.linalg.norm(g.ravel())
+        return jnp.where(norm > max_norm, g * (max_norm / jnp.where(norm > 0, norm, jnp.ones_like(norm))), g)
+
+    return optax.stateless(lambda updates, _: jax.tree.map(clip, updates))
+
+
+OPTIMIZERS: dict[str, Entry] = {
+    "sgd": Entry(optax.identity, "gradient descent", "Robbins & Monro 1951"),
+    "momentum": Entry(lambda decay=0.9: optax.trace(decay), "heavy ball; decay 0.9", "Polyak 1964"),
+    "nesterov": Entry(lambda decay=0.9: optax.trace(decay, nesterov=True), "decay 0.9", "Sutskever et al. 2013"),
+    "adam": Entry(optax.scale_by_adam, "b1 0.9, b2 0.999, eps 1e-8, as Optax", "Kingma & Ba 2015, 1412.6980"),
+    "keras_adam": Entry(scale_by_keras_adam, "b1 0.9, b2 0.999, eps 1e-7, as Keras", "keras.optimizers.Adam"),
+    "adamw": Entry(
+        optax.scale_by_adam, "Adam, decoupled decay only, by --weight-decay", "Loshchilov & Hutter 2019, 1711.05101"
+    ),
+    "rmsprop": Entry(optax.scale_by_rms, "decay 0.9, eps 1e-8", "Hinton 2012, lecture 6e"),
+}
+
+CLIPS: dict[str, Callable[[Any], optax.GradientTransformation]] = {
+    "none": lambda threshold: optax.identity(),
+    "value": optax.clip,
+    "global_norm": optax.clip_by_global_norm,
+    "layer_norm": clip_by_layer_norm,
+    "agc": optax.adaptive_grad_clip,
+}
+
+# A schedule is a shape of height 1 over the run, total_steps → (count → factor); the learning rate multiplies it.
+SCHEDULES: dict[str, Entry] = {
+    "constant": Entry(lambda: lambda steps: optax.constant_schedule(1.0), "the learning rate throughout", "—"),
+    "cosine": Entry(
+        lambda alpha=0.0: lambda steps: optax.cosine_decay_schedule(1.0, steps, alpha),
+        "half a cosine down to alpha · learning rate; alpha 0",
+        "Loshchilov & Hutter 2017, 1608.03983",
+    ),
+    "linear": Entry(
+        lambda end=0.0: lambda steps: optax.linear_schedule(1.0, end, steps),
+        "straight down to end · learning rate; end 0",
+        "optax.linear_schedule",
+    ),
+    "exponential": Entry(
+        lambda rate=0.1: lambda steps: optax.exponential_decay(1.0, steps, rate),
+        "down to rate · learning rate at the last step; rate 0.1",
+        "optax.exponential_decay",
+    ),
+    "warmup_cosine": Entry(
+        lambda warmup=0.1: lambda steps: optax.warmup_cosine_decay_schedule(
+            0.0, 1.0, max(1, round(warmup * steps)), max(2, steps)
+        ),
+        "straight up for a share `warmup` of the steps, then cosine; warmup 0.1",
+        "Goyal et al. 2017, 1706.02677",
+    ),
+}
+
+
+def make_optimizer(config: Config, hypers: Hypers, total_steps: int) -> optax.GradientTransformation:
+    """The whole chain: rescale (for sums) → clip → l2 decay → optimizer → decoupled decay → learning rate.
+
+    Args:
+      config: optimizer, schedule, clip, decay, reduction, batch_size.
+      hypers: learning rate, weight decay, clip threshold (may be traced: build the chain inside the vmapped function).
+      total_steps: length of the schedule [steps].
+
+    Returns:
+      An Optax transformation whose updates are to be added to the parameters.
+
+    Raises:
+      ValueError: an unknown name, or adamw with l2 decay.
+    """
+    if config.optimizer == "adamw" and config.decay == "l2":
+        raise ValueError("decay 'l2' is not allowed with optimizer 'adamw'; allowed: decoupled")
+    decay = optax.add_decayed_weights(hypers.weight_decay, mask=_weights_only)
+    shape = resolve("schedule", SCHEDULES, config.schedule)(total_steps)
+    chain = optax.chain(
+        optax.scale(1 / config.batch_size) if config.reduction == "sum" else optax.identity(),
+        CLIPS[config.clip](hypers.clip_threshold),
+        decay if config.decay == "l2" else optax.identity(),
+        _direction(config.optimizer),
+        decay if config.decay == "decoupled" else optax.identity(),
+        optax.scale_by_learning_rate(lambda count: hypers.learning_rate * shape(count)),
+    )
+
+    def update(updates: optax.Updates, state: optax.OptState, params: Any = None) -> tuple[Any, optax.OptState]:
+        with jax.numpy_dtype_promotion("standard"):  # Optax mixes its integer count with floats
+            return chain.update(updates, state, params)
+
+    return optax.GradientTransformation(chain.init, update)
+
+
+def _direction(named: Any) -> optax.GradientTransformation:
+    """The optimizer without its learning rate; a user's factory is asked for a learning rate of 1, sign turned back."""
+    found = resolve("optimizer", OPTIMIZERS, named)
+    if isinstance(found, optax.GradientTransformation):
+        return found
+    return optax.chain(found(learning_rate=1.0), optax.scale(-1.0))
+
+
+def _weights_only(params: optax.Params) -> Any:
+    """Decay weight matrices alone: biases and norm parameters have less than two dimensions."""
+    return jax.tree.map(lambda p: p.ndim >= 2, params)

@@ -1,0 +1,143 @@
+"""The only room that knows devices: a program of lanes becomes one `pmap` over all of them.
+
+Either every device trains its own lanes, or every device takes its part of each batch and gradients are summed over
+`AXIS`. Within a device the lanes run under `vmap`, in slices.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+AXIS = "device"
+
+Sharding = Literal["auto", "lanes", "batch"]
+
+
+class Layout(NamedTuple):
+    """How the work lies on the devices."""
+
+    n_devices: int
+    shard: Literal["lanes", "batch"]
+
+    @property
+    def batch_devices(self) -> int:
+        """Devices that share one batch."""
+        return self.n_devices if self.shard == "batch" else 1
+
+    @property
+    def lane_devices(self) -> int:
+        """Devices that share the lanes."""
+        return self.n_devices if self.shard == "lanes" else 1
+
+    @property
+    def axis_name(self) -> str | None:
+        """The axis over which gradients and batch statistics are summed, or None."""
+        return AXIS if self.batch_devices > 1 else None
+
+
+def layout(shard: Sharding, n_lanes: int, batch_sizes: tuple[int, ...], n_devices: int | None = None) -> Layout:
+    """Choose the layout: lanes over devices where they divide, else the batch.
+
+    Args:
+      shard: "lanes", "batch", or "auto".
+      n_lanes: lanes to train.
+      batch_sizes: numbers of examples that a step of one lane can have.
+      n_devices: how many of the devices to use; None: all.
+
+    Raises:
+      ValueError: the lanes or the batch do not divide into the devices.
+    """
+    available = len(jax.local_devices())
+    n = n_devices or available
+    if n > available:
+        raise ValueError(f"{n} devices asked for; allowed: 1 to {available}")
+    lanes_divide = n_lanes % n == 0
+    batch_divides = all(size % n == 0 for size in batch_sizes)
+    if shard == "auto":
+        if not lanes_divide and not batch_divides:
+            return Layout(1, "lanes")
+        shard = "lanes" if lanes_divide else "batch"
+    if shard == "lanes" and not lanes_divide:
+        raise ValueError(f"{n_lanes} lanes do not divide into {n} devices; take a multiple of {n}, or shard the batch")
+    if shard == "batch" and not batch_divides:
+        sizes = " and ".join(map(str, batch_sizes))
+        raise ValueError(f"batches of {sizes} do not divide into {n} devices; take a multiple of {n}, or shard lanes")
+    return Layout(n, shard)
+
+
+def device_index(where: Layout) -> jax.Array:
+    """Which part of the batch this device takes, inside the program."""
+    return jax.lax.axis_index(AXIS) if where.batch_devices > 1 else jnp.int32(0)
+
+
+def total(where: Layout, tree: Any) -> Any:
+    """Sum over the devices that share a batch."""
+    return jax.lax.psum(tree, AXIS) if where.batch_devices > 1 else tree
+
+
+def place(where: Layout, shared: Any, lanes: Any) -> tuple[Any, Any]:
+    """Put what is shared, and the lanes [n_lanes, …], where `program` wants them, so that no call moves or recompiles.
+
+    Returns:
+      shared, replicated; and lanes as [devices, n_lanes / devices, …], or replicated where the batch is sharded.
+    """
+    mesh = jax.sharding.Mesh(_devices(where), AXIS)
+    replicated = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
+    split = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec(AXIS))
+    shared = jax.device_put(shared, replicated)
+    if where.shard == "batch":
+        return shared, jax.device_put(lanes, replicated)
+    parts = jax.tree.map(lambda x: x.reshape(where.n_devices, -1, *x.shape[1:]), lanes)
+    return shared, jax.device_put(parts, split)
+
+
+def gather(where: Layout, lanes: Any) -> Any:
+    """Placed lanes, or results, back as [n_lanes, …]."""
+    if where.shard == "batch":
+        return lanes
+    return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), lanes)
+
+
+def program(where: Layout, one_lane: Callable[..., Any], lane_bytes: int) -> Callable[..., Any]:
+    """Compile `one_lane(shared, lane)` for all lanes on all devices, under one `pmap`.
+
+    Args:
+      where: the layout.
+      one_lane: a pure function of what is shared and of one lane.
+      lane_bytes: size of a lane's state, from which the slice that runs under one `vmap` follows.
+
+    Returns:
+      A function of (shared, lanes) as `place` gives them; its results lie as the lanes do.
+    """
+
+    def all_lanes(shared: Any, lanes: Any) -> Any:
+        n = jax.tree.leaves(lanes)[0].shape[0]
+        if n == 1:  # one lane costs no more than without vmap
+            result = one_lane(shared, jax.tree.map(lambda x: x[0], lanes))
+            return jax.tree.map(lambda x: x[None], result)
+        size = _slice_size(n, lane_bytes)
+        if size == n:
+            return jax.vmap(one_lane, in_axes=(None, 0))(shared, lanes)
+        return jax.lax.map(lambda lane: one_lane(shared, lane), lanes, batch_size=size if size > 1 else None)
+
+    axis = 0 if where.shard == "lanes" else None
+    return jax.pmap(all_lanes, axis_name=AXIS, in_axes=(None, axis), out_axes=axis, devices=_devices(where))
+
+
+CPU_CACHE_BYTES = 4_000_000
+
+
+def _slice_size(n_lanes: int, lane_bytes: int) -> int:
+    """Lanes under one vmap: all of them, but on a CPU no more than its cache holds (a divisor of n_lanes)."""
+    if jax.default_backend() != "cpu":
+        return n_lanes
+    fitting = max(1, CPU_CACHE_BYTES // max(1, lane_bytes))
+    return max(size for size in range(1, n_lanes + 1) if n_lanes % size == 0 and size <= fitting)
+
+
+def _devices(where: Layout) -> list[jax.Device]:
+    return jax.local_devices()[: where.n_devices]

@@ -1,0 +1,229 @@
+"""A whole run on the host: chunks dispatched one ahead, history, TensorBoard and checkpoints behind; resume."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import xarray as xr
+
+from vgjax import batches, history, parallel, stats
+from vgjax.config import Config, Hypers, check_hypers
+from vgjax.data import Dataset, load
+from vgjax.folder import RunFolder
+from vgjax.model import Variables
+from vgjax.records import Which
+from vgjax.train import Lane, Plan, Program, Shared, State, fresh_state, initial_state, run_chunk
+
+
+class Result(NamedTuple):
+    """What a run leaves: its history, and the trained variables with a leading lane axis."""
+
+    history: xr.Dataset
+    variables: Variables
+
+
+class Chunk(NamedTuple):
+    """Steps start … stop − 1, those in `recorded` instrumented."""
+
+    start: int
+    stop: int
+    recorded: tuple[int, ...]
+
+
+def run(
+    config: Config,
+    hypers: Hypers | Sequence[Hypers] = Hypers(),
+    seeds: int | Sequence[int] = 1,
+    *,
+    dataset: Dataset | None = None,
+    data_dir: str | Path | None = None,
+    manual_dir: str | Path | None = None,
+    variables: Variables | None = None,
+    folder: str | Path | None = None,
+    resume: bool = False,
+    tensorboard: Which = "all",
+    shard: parallel.Sharding = "auto",
+    devices: int | None = None,
+    progress: Callable[[xr.Dataset, int], None] | None = None,
+) -> Result:
+    """Train every lane (hypers × seeds × replicas) as one compiled program.
+
+    Args:
+      config: what is static.
+      hypers: the traced numbers, of one setting or several.
+      seeds: how many (0, 1, …) or which.
+      dataset: a data set at hand; None: `config.dataset` is looked up.
+      data_dir, manual_dir: where prepared data lie, and original files for TFDS (see `vgjax.data`).
+      variables: start from these (leading lane axis) and not from the initializer.
+      folder: write config, history, TensorBoard, log and checkpoints here; None: write nothing.
+      resume: go on with the run in `folder` from its last checkpoint.
+      tensorboard: which lanes to write: "all", "first", "none".
+      shard: what the devices share, "lanes" or "batch"; "auto": lanes where they divide.
+      devices: how many devices; None: all.
+      progress: called with every finished chunk of the history and the number of steps of the whole run.
+
+    Returns:
+      The history and the trained variables.
+
+    Raises:
+      ValueError: what was asked for is impossible; nothing was written.
+
+    Example:
+      >>> result = run(Config(dataset="iris", hidden=(8,), epochs=1, batch_size=50), seeds=2)
+      >>> result.history["gradient_rms"].dims
+      ('lane', 'record', 'layer')
+    """
+    settings = [hypers] if isinstance(hypers, Hypers) else list(hypers)
+    seeds = list(range(seeds)) if isinstance(seeds, int) else list(seeds)
+    if not settings or not seeds:
+        raise ValueError("no lanes: at least one setting of the hypers and one seed are needed")
+    for setting in settings:
+        check_hypers(setting)
+    dataset = dataset or load(config.dataset, data_dir, manual_dir)
+    train, validation = batches.arrays(dataset, config)
+    n_lanes = len(settings) * len(seeds) * config.replicas
+    where = parallel.layout(shard, n_lanes, _batch_sizes(config, len(train.labels)), devices)
+    program = Program(config, dataset.classes, len(train.labels), where)
+    chunks = plan(config, program.steps_per_epoch, program.total_steps)
+    lanes, coordinates = _lanes(settings, seeds, config.replicas)
+    disk = None
+    if folder is not None:
+        about = {"config": config, "hypers": settings, "seeds": seeds, "data": dataset.source}
+        disk = RunFolder.open(Path(folder), about, resume)
+    try:
+        return _train(program, chunks, train, validation, lanes, coordinates, variables, disk, tensorboard, progress)
+    finally:
+        if disk:
+            disk.close()
+
+
+def _train(
+    program: Program,
+    chunks: list[Chunk],
+    train: batches.Arrays,
+    validation: batches.Arrays,
+    lanes: Lane,
+    coordinates: dict[str, np.ndarray],
+    variables: Variables | None,
+    disk: RunFolder | None,
+    tensorboard: Which,
+    progress: Callable[[xr.Dataset, int], None] | None,
+) -> Result:
+    where = program.where
+    most = max(len(chunk.recorded) for chunk in chunks)
+    shared, lanes = parallel.place(where, Shared(train, validation, _plan_arrays(chunks[0], most)), lanes)
+    state = _first_state(program, shared, lanes, variables)
+    layers = {name: w.shape[-2:] for name, w in stats.weights_by_layer(state.variables["params"]).items()}
+    done, parts = 0, []
+    if disk:
+        done, whole, parts = disk.resume(parallel.gather(where, (lanes, state)), tensorboard)
+        _, (lanes, state) = parallel.place(where, (), whole)
+    chunk_program = _chunk_program(_without_start(program), _lane_bytes(state, len(coordinates["seed"])))
+
+    def land(chunk: Chunk, state: State, records: dict, evaluation: dict) -> None:
+        records, evaluation = jax.device_get(parallel.gather(where, (records, evaluation)))
+        part = history.chunk(
+            coordinates, layers, chunk.recorded, records, chunk.stop, evaluation, program.steps_per_epoch
+        )
+        parts.append(part)
+        if disk:
+            disk.write(part)
+            if chunk is chunks[-1] or disk.wants_checkpoint():
+                disk.save(chunk.stop, parallel.gather(where, (lanes, state)))
+        if progress:
+            progress(part, program.total_steps)
+
+    in_flight = None
+    for chunk in chunks:
+        if chunk.start < done:
+            continue
+        now, _ = parallel.place(where, _plan_arrays(chunk, most), ())
+        state, records, evaluation = chunk_program(shared._replace(plan=now), (lanes, state))
+        if in_flight:  # the devices work on this chunk while the one before lands
+            land(*in_flight)
+        in_flight = chunk, state, records, evaluation
+    if in_flight:
+        land(*in_flight)
+    return Result(disk.finish() if disk else history.join(parts), parallel.gather(where, state.variables))
+
+
+def plan(config: Config, steps_per_epoch: int, total_steps: int) -> list[Chunk]:
+    """Cut the run into chunks that end with their epoch, and say which steps are instrumented.
+
+    Step 0, every `record_every`-th (default: the first of every epoch) and the last are.
+    """
+    every = config.record_every or steps_per_epoch
+    chunks = []
+    for start in range(0, total_steps, steps_per_epoch):
+        stop = min(start + steps_per_epoch, total_steps)
+        recorded = tuple(t for t in range(start, stop) if t % every == 0 or t == total_steps - 1)
+        chunks.append(Chunk(start, stop, recorded))
+    return chunks
+
+
+def _plan_arrays(chunk: Chunk, most: int) -> Plan:
+    borders = [chunk.start - 1, *chunk.recorded, chunk.stop]
+    gaps = [after - before - 1 for before, after in zip(borders, borders[1:], strict=False)]
+    gaps += [0] * (most + 1 - len(gaps))
+    return Plan(jnp.int32(chunk.start), jnp.array(gaps, jnp.int32), jnp.int32(len(chunk.recorded)))
+
+
+def _lanes(settings: list[Hypers], seeds: list[int], replicas: int) -> tuple[Lane, dict[str, np.ndarray]]:
+    rows = [(setting, seed, replica) for setting in settings for seed in seeds for replica in range(replicas)]
+    columns = {name: np.array([float(getattr(s, name)) for s, _, _ in rows]) for name in Hypers._fields}
+    coordinates = {
+        "seed": np.array([seed for _, seed, _ in rows]),
+        "replica": np.array([replica for _, _, replica in rows]),
+        **columns,
+    }
+    lanes = Lane(
+        Hypers(**{name: jnp.asarray(values, jnp.float32) for name, values in columns.items()}),
+        jax.vmap(jax.random.key)(jnp.array([seed for _, seed, _ in rows], jnp.uint32)),
+        jnp.array([replica for _, _, replica in rows], jnp.int32),
+    )
+    return lanes, coordinates
+
+
+def _first_state(program: Program, shared: Shared, lanes: Lane, variables: Variables | None) -> State:
+    if variables is None:
+        return _initial_program(program)(shared, lanes)
+    _, placed = parallel.place(program.where, (), variables)
+    return _fresh_program(program)(shared, (lanes, placed))
+
+
+@functools.lru_cache(maxsize=64)
+def _initial_program(program: Program) -> Callable[..., Any]:
+    return parallel.program(program.where, functools.partial(initial_state, program), 0)
+
+
+@functools.lru_cache(maxsize=64)
+def _fresh_program(program: Program) -> Callable[..., Any]:
+    return parallel.program(program.where, lambda _, lane: fresh_state(program, *lane), 0)
+
+
+@functools.lru_cache(maxsize=64)
+def _chunk_program(program: Program, lane_bytes: int) -> Callable[..., Any]:
+    return parallel.program(program.where, functools.partial(run_chunk, program), lane_bytes)
+
+
+def _without_start(program: Program) -> Program:
+    """The program less what matters to the first state only, so that settings which differ there share one compile."""
+    start = {"dataset": "", "initializer": "lecun_normal", "output_initializer": ""}
+    return program._replace(config=dataclasses.replace(program.config, **start))
+
+
+def _lane_bytes(state: State, n_lanes: int) -> int:
+    return sum(leaf.nbytes for leaf in jax.tree.leaves(state)) // n_lanes
+
+
+def _batch_sizes(config: Config, n: int) -> tuple[int, ...]:
+    """How many examples a step of one lane can have."""
+    full, rest = config.batch_size // config.replicas, n % config.batch_size
+    return (full, rest) if config.last_batch == "keep" and rest else (full,)

@@ -1,0 +1,373 @@
+"""Mean-field theory of a wide random network: what the signal and its gradient ought to be, layer by layer.
+
+A network z¹ = W¹x + b¹, z^{l+1} = W^{l+1} φ(z^l) + b^{l+1} with Var(W) = σ_w²/fan_in and Var(b) = σ_b² has Gaussian
+pre-activations in the limit of wide layers, so all is expectations over one or two Gaussians. Numbers go in and come
+out as floats or float64 NumPy arrays, whatever JAX's precision; nothing is measured on a network.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from functools import lru_cache, partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from numpy.typing import ArrayLike
+from scipy.optimize import brentq
+from scipy.special import softmax
+
+from vgjax import activations, initializers
+from vgjax.activations import Activation
+from vgjax.initializers import Initializer
+
+Numbers = float | np.ndarray
+
+_SMALLEST = 1e-30  # stands for q → 0: at q = 0 itself a kinked φ has no derivative
+_NOISE = 1e-12  # relative differences below this are rounding
+
+_activation = lru_cache(activations.activation)  # one callable per name, so that JAX compiles once per name
+
+
+def _rule(n: int, reach: float = 9.0) -> tuple[np.ndarray, np.ndarray]:
+    """Nodes r and weights for ∫ dr exp(−r²/2), Gauss–Legendre in √|r| on either side of 0.
+
+    No rule straddles 0, where the activations of the table have their kinks, if any; and the nodes are close together
+    near 0, where φ(√q r) turns when q is large.
+    """
+    x, weight = np.polynomial.legendre.leggauss(n)
+    s = (x + 1) / 2
+    r = reach * s**2
+    weight = reach * s * weight * np.exp(-(r**2) / 2)
+    return np.concatenate([-r, r]), np.concatenate([weight, weight])
+
+
+_Z, _DZ = _rule(128)
+_R, _DR = _rule(48)
+_T, _DT = np.polynomial.legendre.leggauss(32)
+
+
+def gaussian_mean(f: Activation, q: jax.Array) -> jax.Array:
+    """E[f(√q z)], z ~ N(0, 1): a pure function of a scalar q, to be differentiated or vmapped."""
+    return jnp.sum(_DZ * f(jnp.sqrt(q) * _Z)) / math.sqrt(2 * math.pi)
+
+
+def gaussian_pair_mean(f: Activation, q1: jax.Array, q2: jax.Array, c: jax.Array) -> jax.Array:
+    """E[f(u₁) f(u₂)] for Gaussians of variances q1 and q2 and correlation c, in polar coordinates; pure, of scalars.
+
+    With u₁ = √q1 r cos θ, u₂ = √q2 r cos(θ − arccos c), the kinks u₁ = 0 and u₂ = 0 are two lines through the origin:
+    split there, the integrand is smooth for every c, ±1 included, whose empty arcs weigh nothing.
+    """
+    psi = jnp.arccos(jnp.clip(c, -1, 1))
+    theta = jnp.concatenate([(psi * _T + psi - jnp.pi) / 2, ((jnp.pi - psi) * _T + psi) / 2])
+    d_theta = jnp.concatenate([psi * _DT / 2, (jnp.pi - psi) * _DT / 2])
+    u1 = jnp.sqrt(q1) * jnp.outer(_R, jnp.cos(theta))
+    u2 = jnp.sqrt(q2) * jnp.outer(_R, jnp.cos(theta - psi))
+    return (_DR * np.abs(_R)) @ (f(u1) * f(u2)) @ d_theta / (2 * np.pi)
+
+
+def derivative(phi: Activation) -> Activation:
+    """φ', elementwise, by automatic differentiation."""
+    return jax.grad(lambda x: jnp.sum(phi(x)))
+
+
+def _square(phi: Activation, q: jax.Array) -> jax.Array:
+    return gaussian_mean(lambda u: jnp.square(phi(u)), q)
+
+
+def _slope_square(phi: Activation, q: jax.Array) -> jax.Array:
+    return _square(derivative(phi), q)
+
+
+_square_growth = jax.grad(_square, argnums=1)  # ∂E[φ²]/∂q = E[φ'²] + E[φ φ''], with no φ'' at the kinks
+
+
+def _slope_product(phi: Activation, q1: jax.Array, q2: jax.Array, c: jax.Array) -> jax.Array:
+    return gaussian_pair_mean(derivative(phi), q1, q2, c)
+
+
+@partial(jax.jit, static_argnums=(0, 1))
+def _lanes(inner: Callable[..., jax.Array], phi: Activation, *columns: jax.Array) -> jax.Array:
+    return jax.lax.map(lambda row: inner(phi, *row), columns, batch_size=64)  # in blocks: 6144 nodes for each pair
+
+
+def _evaluate(inner: Callable[..., jax.Array], named: str | Activation, *values: ArrayLike) -> Any:
+    """`inner(phi, *values)` over broadcast arrays, in float64: the border between NumPy and the pure functions."""
+    columns = np.broadcast_arrays(*(np.asarray(value, np.float64) for value in values))
+    with jax.enable_x64(True):
+        result = np.asarray(_lanes(inner, _activation(named), *(column.ravel() for column in columns)))
+    return result.reshape(columns[0].shape) if columns[0].ndim else result.item()
+
+
+def length_map(q: ArrayLike, sigma_w2: Numbers, sigma_b2: Numbers, activation: str | Activation) -> Numbers:
+    """The next layer's mean squared pre-activation, q' = σ_w² E[φ(√q z)²] + σ_b² (Poole et al. 2016, 1606.05340).
+
+    Args:
+      q: mean squared pre-activation of this layer, a number or an array.
+      sigma_w2, sigma_b2: σ_w² = fan_in · Var(W) and σ_b², numbers or arrays that broadcast with q.
+      activation: name, import path or callable.
+
+    >>> round(length_map(3.0, 2.0, 0.0, "relu"), 9)
+    3.0
+    """
+    return sigma_w2 * _evaluate(_square, activation, q) + sigma_b2
+
+
+def correlation_map(
+    c: ArrayLike, q: ArrayLike, sigma_w2: Numbers, sigma_b2: Numbers, activation: str | Activation
+) -> Numbers:
+    """The next layer's correlation of two examples of equal length, c' = (σ_w² E[φ(u₁)φ(u₂)] + σ_b²) / q'.
+
+    Args:
+      c: correlation of the two pre-activations, in [−1, 1].
+      q, sigma_w2, sigma_b2, activation: as in `length_map`; all broadcast.
+
+    Source: Poole et al. 2016, 1606.05340; for ReLU, Cho & Saul 2009.
+    """
+    product = _evaluate(gaussian_pair_mean, activation, q, q, c)
+    return (sigma_w2 * product + sigma_b2) / length_map(q, sigma_w2, sigma_b2, activation)
+
+
+def chi1(q: ArrayLike, sigma_w2: Numbers, activation: str | Activation) -> Numbers:
+    """χ₁ = σ_w² E[φ'(√q z)²], the growth of E‖δ‖² per layer going back (Schoenholz et al. 2016); q = 0: q → 0.
+
+    >>> round(chi1(0.2647, 1.0, "sigmoid"), 5)
+    0.05572
+    """
+    return sigma_w2 * _evaluate(_slope_square, activation, np.maximum(q, _SMALLEST))
+
+
+def chi(c: ArrayLike, q: ArrayLike, sigma_w2: Numbers, activation: str | Activation) -> Numbers:
+    """χ(c) = σ_w² E[φ'(u₁)φ'(u₂)], the same for δ_a·δ_b of two examples; at q*, the slope of the correlation map."""
+    q = np.maximum(q, _SMALLEST)
+    return sigma_w2 * _evaluate(_slope_product, activation, q, q, c)
+
+
+class FixedPoint(NamedTuple):
+    """Where depth leads, and how fast; NaN where q* is infinite."""
+
+    q: float  # q*, which the length map reaches from q = 1; 0 or inf where it dies out or grows for ever
+    c: float  # c*, stable fixed point of the correlation map at q*; 1: examples become alike
+    chi1: float  # χ₁ at q*
+    xi_q: float  # ξ_q = −1/ln(χ₁ + σ_w² E[φφ'']), over which lengths settle [layers]
+    xi_c: float  # ξ_c = −1/ln χ(c*), over which correlations settle [layers]
+    xi_gradient: float  # ξ_∇ = −1/ln χ₁, over which squared gradients vanish; negative: explode [layers]
+
+
+def fixed_point(activation: str | Activation, sigma_w2: float, sigma_b2: float = 0.0) -> FixedPoint:
+    """The fixed points q*, c* of the length and correlation maps at σ_w², σ_b², χ₁ there, and the depth scales.
+
+    Source: Schoenholz et al. 2016, 1611.01232.
+
+    >>> fixed = fixed_point("tanh", 2.0, 0.05)
+    >>> [round(value, 3) for value in (fixed.q, fixed.chi1, fixed.c)]
+    [0.722, 1.048, 0.744]
+    """
+    q = _fixed_length(activation, sigma_w2, sigma_b2)
+    if np.isinf(q):
+        return FixedPoint(q, *[np.nan] * 5)
+    x1 = float(chi1(q, sigma_w2, activation))
+    c = _fixed_correlation(activation, sigma_w2, sigma_b2, q, x1)
+    growth = sigma_w2 * float(_evaluate(_square_growth, activation, max(q, _SMALLEST)))
+    xi_c = _depth_scale(float(chi(c, q, sigma_w2, activation)))
+    return FixedPoint(q, c, x1, _depth_scale(growth), xi_c, _depth_scale(x1))
+
+
+def _fixed_length(activation: str | Activation, sigma_w2: float, sigma_b2: float) -> float:
+    def excess(log_q: ArrayLike) -> Any:
+        q = np.exp(log_q)
+        return length_map(q, sigma_w2, sigma_b2, activation) / q - 1
+
+    start = excess(0.0)
+    if abs(start) < _NOISE:
+        return 1.0
+    path = np.sign(start) * np.linspace(0, -np.log(_SMALLEST), 241)
+    turned = np.flatnonzero(np.sign(start) * excess(path) < -_NOISE)
+    if turned.size == 0:
+        return np.inf if start > 0 else 0.0
+    return float(np.exp(brentq(excess, 0.0, path[turned[0]], xtol=1e-14)))
+
+
+def _fixed_correlation(activation: str | Activation, sigma_w2: float, sigma_b2: float, q: float, x1: float) -> float:
+    def excess(c: float) -> float:  # c = 1 is always a fixed point: divided out, it leaves the other one
+        mapped = float(correlation_map(c, q, sigma_w2, sigma_b2, activation))
+        return 1 - x1 if c == 1 else (mapped - c) / (1 - c)
+
+    if x1 <= 1 + _NOISE:
+        return 1.0
+    return 0.0 if excess(0.0) < _NOISE else float(brentq(excess, 0.0, 1.0, xtol=1e-14))
+
+
+def _depth_scale(rate: float) -> float:
+    return 0.0 if rate <= 0 else np.inf if abs(rate - 1) < _NOISE else float(-1 / np.log(rate))
+
+
+def critical_point(activation: str | Activation, sigma_b2: float = 0.0) -> tuple[float, float]:
+    """The critical σ_w² at a given σ_b², and q* there: σ_w² = 1/E[φ'²] where σ_b² = q − E[φ²]/E[φ'²].
+
+    Returns:
+      (σ_w², q*) of smallest q* ≤ 10⁴ (0: the limit q → 0); NaN where there is none, as for ReLU with σ_b² > 0.
+
+    Source: Schoenholz et al. 2016, 1611.01232; Hayou et al. 2019, 1902.06853.
+
+    >>> round(critical_point("leaky_relu(0.2)")[0], 4)
+    1.9231
+    """
+
+    def excess(log_q: ArrayLike) -> Any:
+        q = np.exp(log_q)
+        return 1 - (length_map(q, 1.0, 0.0, activation) / chi1(q, 1.0, activation) + sigma_b2) / q
+
+    path = np.linspace(np.log(_SMALLEST), np.log(1e4), 321)
+    values = excess(path)
+    if abs(values[0]) < _NOISE:
+        return 1 / float(chi1(0.0, 1.0, activation)), 0.0
+    turned = np.flatnonzero(np.sign(values[0]) * values < -_NOISE)
+    if turned.size == 0:
+        return np.nan, np.nan
+    q = float(np.exp(brentq(excess, path[0], path[turned[0]], xtol=1e-14)))
+    return 1 / float(chi1(q, 1.0, activation)), q
+
+
+def batch_norm_gradient_gain(activation: str | Activation, q: float = 1.0) -> float:
+    """E[(dφ/du)²]/Var[φ], the growth of E‖δ‖² per layer going back through batch norm, in the limit of large batches.
+
+    Args:
+      activation: name, import path or callable, applied to √q u with u ~ N(0, 1).
+      q: 1 where batch norm stands before φ; σ_w² where it stands after φ, at the next layer's inputs.
+
+    Source: Yang et al. 2019, 1902.08129.
+
+    >>> round(batch_norm_gradient_gain("relu"), 4)  # π / (π − 1)
+    1.4669
+    """
+    variance = _evaluate(_square, activation, q) - _evaluate(gaussian_mean, activation, q) ** 2
+    return float(chi1(q, q, activation) / variance)
+
+
+def layer_variances(
+    widths: Sequence[int],
+    initializer: str | Initializer,
+    output_initializer: str | Initializer | None = None,
+    sigma_w: float = 1.0,
+) -> np.ndarray:
+    """σ_w² = fan_in · Var(W) of each layer.
+
+    Args:
+      widths: n₀ … n_L, inputs and classes included [units].
+      initializer, output_initializer: of the weights, and of the last layer's if they differ.
+      sigma_w: factor on every weight.
+
+    Returns:
+      σ_w², [L].
+
+    >>> layer_variances([784, 512, 10], "he_normal").round(9).tolist()
+    [2.0, 2.0]
+    """
+    named = [initializer] * (len(widths) - 2) + [output_initializer or initializer]
+    variances = [initializers.weight_variance(w, *fans) for w, *fans in zip(named, widths, widths[1:], strict=False)]
+    return sigma_w**2 * np.asarray(widths[:-1]) * np.array(variances)
+
+
+class PairProfile(NamedTuple):
+    """What two examples a, b of a batch share at each layer, expected over the weights; the diagonal is one example."""
+
+    incoming: np.ndarray  # E[h_a·h_b]/n at each layer's inputs, the network's own inputs first, [L, B, B]
+    preactivation: np.ndarray  # q_ab = E[z_a z_b], [L, B, B]
+    slope: np.ndarray  # E[φ'(z_a) φ'(z_b)] at the hidden layers, [L − 1, B, B]
+
+
+def pair_profile(
+    inputs: ArrayLike, activation: str | Activation, variances: Sequence[float] | np.ndarray, sigma_b: float = 0.0
+) -> PairProfile:
+    """Length and correlation maps over the actual layers, from the actual inner products of the inputs.
+
+    Args:
+      inputs: scaled as the network sees them, [B, n₀].
+      activation: name, import path or callable, between the layers.
+      variances: σ_w² of each layer, from `layer_variances`, [L].
+      sigma_b: standard deviation of the biases.
+
+    Source: Poole et al. 2016, 1606.05340.
+    """
+    x = np.asarray(inputs, np.float64)
+    incoming = [x @ x.T / x.shape[1]]
+    preactivation = [variances[0] * incoming[0] + sigma_b**2]
+    slope = []
+    a, b = np.triu_indices(len(x))  # each pair once
+    both = np.zeros((len(x), len(x)), int)
+    both[a, b] = both[b, a] = np.arange(len(a))
+    for variance in variances[1:]:
+        q, length = preactivation[-1], np.diag(preactivation[-1])
+        scale = np.sqrt(length[a]) * np.sqrt(length[b])
+        c = np.divide(q[a, b], scale, out=np.ones_like(scale), where=scale > 0)  # a blank example is alike to all
+        incoming.append(_evaluate(gaussian_pair_mean, activation, length[a], length[b], c)[both])
+        slope.append(_evaluate(_slope_product, activation, length[a], length[b], c)[both])
+        preactivation.append(variance * incoming[-1] + sigma_b**2)
+    return PairProfile(np.array(incoming), np.array(preactivation), np.array(slope).reshape(-1, len(x), len(x)))
+
+
+def _error_products(labels: np.ndarray, q: np.ndarray, classes: int, n_draws: int = 1000) -> np.ndarray:
+    """E[(p_a−y_a)·(p_b−y_b)] of the softmax p over random logits with E[z_a z_b] = q_ab, by a fixed set of draws.
+
+    The draws matter where logits are of order 1: examples then err together, and their gradients add up.
+    """
+    eigenvalues, eigenvectors = np.linalg.eigh(q)
+    root = eigenvectors * np.sqrt(np.maximum(eigenvalues, 0))
+    logits = np.random.default_rng(0).standard_normal((n_draws * classes, len(q))) @ root.T
+    p = softmax(logits.reshape(n_draws, classes, -1), axis=1).reshape(n_draws * classes, -1) - 1 / classes
+    return np.equal.outer(labels, labels) - 1 / classes + p.T @ p / n_draws  # E[p] = 1/classes, whatever the label
+
+
+def predicted_weight_gradient_rms(
+    inputs: ArrayLike,
+    labels: ArrayLike,
+    widths: Sequence[int],
+    activation: str | Activation,
+    initializer: str | Initializer,
+    output_initializer: str | Initializer | None = None,
+    sigma_w: float = 1.0,
+    sigma_b: float = 0.0,
+    reduction: str = "sum",
+) -> np.ndarray:
+    """√E[RMS²] of each layer's weight gradient at initialization, for softmax cross-entropy on a given batch.
+
+    RMS²_l = Σ_ij (δ^l_i·δ^l_j) (h^{l−1}_i·h^{l−1}_j) / (n_{l−1} n_l), where going back from (p−y_i)·(p−y_j) each layer
+    multiplies δ_i·δ_j by n_l Var(W^{l+1}) E[φ'(z_i)φ'(z_j)]. With small logits p is 1/classes. Terms of order
+    classes/n_l and L/n_l are left out: logits of order 1 from a narrow last hidden layer make the gradient larger.
+
+    Args:
+      inputs: a batch scaled as the network sees it, [B, n₀].
+      labels: class of each example, integers, [B].
+      widths: n₀ … n_L, inputs and classes included [units].
+      activation, initializer, output_initializer, sigma_w, sigma_b: as in `layer_variances` and `pair_profile`.
+      reduction: "sum" or "mean" of the examples' gradients.
+
+    Returns:
+      √E[RMS²] [loss / weight], [L].
+
+    Raises:
+      ValueError: shapes, labels or reduction do not fit.
+
+    Source: Schoenholz et al. 2016, 1611.01232 (gradient independence), with the double sum over pairs of examples.
+
+    >>> rms = predicted_weight_gradient_rms(np.eye(2) / 100, [0, 1], [2, 16, 2], "linear", "lecun_normal")
+    >>> [round(value, 6) for value in rms.tolist()]
+    [0.001768, 0.005]
+    """
+    x, y, classes = np.asarray(inputs, np.float64), np.asarray(labels), widths[-1]
+    if x.ndim != 2 or y.shape != x.shape[:1] or x.shape[1] != widths[0]:
+        raise ValueError(f"inputs {x.shape} and labels {y.shape} do not fit; allowed: [B, {widths[0]}] and [B]")
+    if y.size == 0 or y.min() < 0 or y.max() >= classes:
+        raise ValueError(f"labels are not allowed; allowed: some, from 0 to {classes - 1}")
+    if reduction not in ("sum", "mean"):
+        raise ValueError(f"reduction {reduction!r} is not allowed; allowed: sum, mean")
+    variances = layer_variances(widths, initializer, output_initializer, sigma_w)
+    profile = pair_profile(x, activation, variances, sigma_b)
+    deltas = [_error_products(y, profile.preactivation[-1], classes)]
+    for variance, slope in zip(variances[:0:-1], profile.slope[::-1], strict=True):
+        deltas.insert(0, variance * slope * deltas[0])
+    square = np.array([np.sum(d * h) / n for d, h, n in zip(deltas, profile.incoming, widths[1:], strict=True)])
+    return np.sqrt(square) / (len(x) if reduction == "mean" else 1)

@@ -1,0 +1,227 @@
+"""The engine: a pure train step; chunks of steps, some of them instrumented; lanes run together; one history."""
+
+from __future__ import annotations
+
+import zlib
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from vgjax import batches, parallel, stats
+from vgjax.batches import Arrays, Batch
+from vgjax.config import Config, Hypers
+from vgjax.model import MLP, Variables, initial_variables
+from vgjax.optim import make_optimizer
+
+
+class Lane(NamedTuple):
+    """What makes one run of the program differ from the next."""
+
+    hypers: Hypers
+    key: jax.Array
+    replica: jax.Array
+
+
+class State(NamedTuple):
+    """What a train step changes."""
+
+    variables: Variables
+    opt_state: Any
+
+
+class Outcome(NamedTuple):
+    """What a train step lets one see; whatever is not looked at costs nothing, since jit leaves it out."""
+
+    gradients: Any
+    updates: Any
+    params: Any  # before the step
+    loss: jax.Array  # mean over the batch
+    correct: jax.Array  # examples classified right
+    count: jax.Array  # examples in the batch
+
+
+class Meter(NamedTuple):
+    """Sums over the steps of a chunk."""
+
+    loss: jax.Array
+    correct: jax.Array
+    count: jax.Array
+
+
+class Plan(NamedTuple):
+    """One chunk, within one epoch: `gaps[i]` bare steps before the i-th of `n_records` instrumented ones, then the rest."""
+
+    start: jax.Array
+    gaps: jax.Array  # [most records a chunk can have + 1]
+    n_records: jax.Array
+
+
+class Shared(NamedTuple):
+    """What all lanes see."""
+
+    train: Arrays
+    validation: Arrays
+    plan: Plan
+
+
+class Program(NamedTuple):
+    """Everything that the compiled functions of a run depend on."""
+
+    config: Config
+    classes: int
+    n_examples: int
+    where: parallel.Layout
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Steps in one epoch."""
+        return batches.steps_per_epoch(self.config, self.n_examples)
+
+    @property
+    def total_steps(self) -> int:
+        """Steps of the whole run."""
+        return self.config.steps or self.config.epochs * self.steps_per_epoch
+
+
+def purpose_key(key: jax.Array, purpose: str) -> jax.Array:
+    """A key for one purpose, by its name, so that a new purpose changes no other draw."""
+    return jax.random.fold_in(key, zlib.crc32(purpose.encode()))
+
+
+def train_step(program: Program, lane: Lane, state: State, batch: Batch) -> tuple[State, Outcome]:
+    """One pure step: gradient → chain of the optimizer → parameters.
+
+    Args:
+      program: static.
+      lane: hypers.
+      state: parameters, batch statistics, optimizer state.
+      batch: this device's examples.
+
+    Returns:
+      The new state, and what may be looked at.
+    """
+    config, where = program.config, program.where
+    model = MLP(config, program.classes, where.axis_name)
+    params = state.variables["params"]
+    rest = {name: value for name, value in state.variables.items() if name != "params"}
+    here = jnp.float32(batch.labels.size) if batch.mask is None else jnp.sum(batch.mask, dtype=jnp.float32)
+    count = parallel.total(where, here)
+
+    def loss_of(params: Any) -> tuple[jax.Array, tuple[jax.Array, Any]]:
+        variables = {"params": params, **rest}
+        (logits, _), changed = model.apply(variables, batch.inputs, train=True, mask=batch.mask, mutable=list(rest))
+        losses = optax.softmax_cross_entropy_with_integer_labels(logits, batch.labels)
+        if batch.mask is not None:
+            losses = jnp.where(batch.mask, losses, 0.0)
+        loss = jnp.sum(losses)
+        return (loss if config.reduction == "sum" else loss / count), (logits, changed)
+
+    (loss, (logits, changed)), gradients = jax.value_and_grad(loss_of, has_aux=True)(params)
+    right = jnp.argmax(logits, axis=-1) == batch.labels
+    if batch.mask is not None:
+        right &= batch.mask
+    correct = jnp.sum(right, dtype=jnp.float32)
+    gradients, loss, correct = parallel.total(where, (gradients, loss, correct))
+    tx = make_optimizer(config, lane.hypers, program.total_steps)
+    updates, opt_state = tx.update(gradients, state.opt_state, params)
+    variables = {"params": optax.apply_updates(params, updates), **changed}
+    loss = loss / count if config.reduction == "sum" else loss
+    return State(variables, opt_state), Outcome(gradients, updates, params, loss, correct, count)
+
+
+def record_of(outcome: Outcome) -> dict[str, jax.Array]:
+    """What an instrumented step leaves behind: statistics a layer, and histograms."""
+    return {
+        "loss": outcome.loss,
+        "accuracy": outcome.correct / outcome.count,
+        **stats.gradient_statistics(outcome.gradients),
+        **stats.weight_statistics(outcome.params, outcome.updates),
+        "gradient_histogram": stats.histograms(outcome.gradients),
+        "weight_histogram": stats.histograms(outcome.params),
+    }
+
+
+def initial_state(program: Program, shared: Shared, lane: Lane) -> State:
+    """Parameters (the same for all replicas of a key) and the optimizer's state at step 0."""
+    config = program.config
+    order = _order(program, lane, jnp.int32(0))
+    rows = order[: min(config.batch_size, program.n_examples)]
+    inputs = batches.scaled(shared.train, shared.train.inputs[rows])
+    variables = initial_variables(config, program.classes, lane.hypers, purpose_key(lane.key, "init"), inputs)
+    return fresh_state(program, lane, variables)
+
+
+def fresh_state(program: Program, lane: Lane, variables: Variables) -> State:
+    """Given parameters, and an optimizer that has not moved yet."""
+    tx = make_optimizer(program.config, lane.hypers, program.total_steps)
+    return State(variables, tx.init(variables["params"]))
+
+
+def run_chunk(program: Program, shared: Shared, lane_and_state: tuple[Lane, State]) -> tuple[State, dict, dict]:
+    """The steps of one chunk, and the validation at its end.
+
+    Returns:
+      The new state; the records [most records a chunk can have, …], of which the first `n_records` count; the
+      evaluation (means over the chunk's steps, and over the validation examples).
+    """
+    lane, state = lane_and_state
+    plan, per_epoch = shared.plan, program.steps_per_epoch
+    order = _order(program, lane, plan.start // per_epoch)
+
+    def step(state: State, t: jax.Array) -> tuple[State, Outcome]:
+        device = parallel.device_index(program.where)
+        batch = batches.batch_at(
+            program.config, shared.train, order, t % per_epoch, lane.replica, device, program.where.batch_devices
+        )
+        return train_step(program, lane, state, batch)
+
+    def bare(_: jax.Array, carry: tuple) -> tuple:
+        state, meter, t = carry
+        state, outcome = step(state, t)
+        return state, _add(meter, outcome), t + 1
+
+    def instrumented(carry: tuple) -> tuple:
+        state, meter, t, i, records = carry
+        state, outcome = step(state, t)
+        records = jax.tree.map(lambda all_, one: all_.at[i].set(one), records, record_of(outcome))
+        return state, _add(meter, outcome), t + 1, i + 1, records
+
+    def gap_then_record(i: jax.Array, carry: tuple) -> tuple:
+        state, meter, t, _, records = carry
+        state, meter, t = jax.lax.fori_loop(0, plan.gaps[i], bare, (state, meter, t))
+        carry = state, meter, t, i, records
+        return jax.lax.cond(i < plan.n_records, instrumented, lambda c: c[:3] + (c[3] + 1, c[4]), carry)
+
+    shape = jax.eval_shape(lambda: record_of(step(state, plan.start)[1]))
+    most = plan.gaps.shape[0] - 1
+    records = jax.tree.map(lambda s: jnp.zeros((most, *s.shape), s.dtype), shape)
+    zero = jnp.float32(0)
+    carry = (state, Meter(zero, zero, zero), plan.start, jnp.int32(0), records)
+    state, meter, _, _, records = jax.lax.fori_loop(0, plan.n_records + 1, gap_then_record, carry)
+    evaluation = {"train_loss": meter.loss / meter.count, "train_accuracy": meter.correct / meter.count}
+    return state, records, evaluation | evaluate(program, shared.validation, lane, state)
+
+
+def evaluate(program: Program, validation: Arrays, lane: Lane, state: State) -> dict[str, jax.Array]:
+    """Loss and accuracy over the validation examples (a replica: over its own part of every batch)."""
+    config = program.config
+    rows = jnp.arange(validation.labels.shape[0])
+    if config.replicas > 1:
+        parts = rows.reshape(-1, config.replicas, config.batch_size // config.replicas)
+        rows = jnp.take(parts, lane.replica, axis=1).ravel()
+    inputs = batches.scaled(validation, validation.inputs[rows])
+    logits, _ = MLP(config, program.classes).apply(state.variables, inputs, train=False)
+    losses = optax.softmax_cross_entropy_with_integer_labels(logits, validation.labels[rows])
+    right = jnp.argmax(logits, axis=-1) == validation.labels[rows]
+    return {"validation_loss": jnp.mean(losses), "validation_accuracy": jnp.mean(right, dtype=jnp.float32)}
+
+
+def _add(meter: Meter, outcome: Outcome) -> Meter:
+    count = outcome.count
+    return Meter(meter.loss + outcome.loss * count, meter.correct + outcome.correct, meter.count + count)
+
+
+def _order(program: Program, lane: Lane, epoch: jax.Array) -> jax.Array:
+    return batches.epoch_order(program.config, program.n_examples, purpose_key(lane.key, "shuffle"), epoch)
