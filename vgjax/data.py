@@ -27,7 +27,6 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
-from unittest import mock
 from urllib.parse import urlsplit
 
 import numpy as np
@@ -210,7 +209,10 @@ def digits() -> Dataset:
 
 def _own(make: Callable[..., Dataset]) -> Dataset:
     """What a user's own function gives."""
-    made = make()
+    try:
+        made = make()
+    except TypeError as error:
+        raise ValueError(f"data set {text_of(make)!r}: {error}") from error
     if not isinstance(made, Dataset):
         raise ValueError(f"data set {text_of(make)!r} gives a {type(made).__name__}; allowed: vgjax.data.Dataset")
     return made
@@ -299,10 +301,10 @@ def tfds_set(name: str, data_dir: PathLike | None = None, manual_dir: PathLike |
             close = difflib.get_close_matches(name, dict.fromkeys([*DATASETS, *known]))
             hint = f"did you mean {' or '.join(map(repr, close))}? " if close else ""
             raise ValueError(f"unknown data set {name!r}; {hint}allowed: {', '.join(DATASETS)}, {KINDS}")
+        variants = tfds.builder_cls(set_name).builder_configs
+        if variant and variant not in variants:
+            raise ValueError(f"data set {set_name!r} has no variant {variant!r}; {nearest(variant, variants)}")
         with _in_one_line(name):
-            variants = tfds.builder_cls(set_name).builder_configs
-            if variant and variant not in variants:
-                raise ValueError(f"no variant {variant!r}; {nearest(variant, variants)}")
             builder = tfds.builder(name, data_dir=root, try_gcs=False)
         _check_kind(tfds, name, builder.info)
         prepared = builder.data_path.is_dir()  # by TFDS itself, earlier
@@ -316,8 +318,8 @@ def tfds_set(name: str, data_dir: PathLike | None = None, manual_dir: PathLike |
                     builder = tfds.builder(name, data_dir=scratch, try_gcs=False)
                     builder.download_and_prepare(download_dir=f"{scratch}/downloads", download_config=config)
                 dataset = _decode(tfds, name, builder)
-                arrays: dict[str, Any] = {key: getattr(dataset, key) for key in ARRAYS}
-                np.savez(f"{scratch}/arrays.npz", facts=np.array(json.dumps(_facts(dataset))), **arrays)
+                members: dict[str, Any] = {key: getattr(dataset, key) for key in ARRAYS}
+                np.savez(f"{scratch}/arrays.npz", facts=np.array(json.dumps(_facts(dataset))), **members)
                 path.parent.mkdir(parents=True, exist_ok=True)
                 os.replace(f"{scratch}/arrays.npz", path)
     return dataset
@@ -328,6 +330,8 @@ def _quiet_tfds() -> Iterator[Any]:
     """TFDS without its chatter (bars on a terminal only), its look-ups in the cloud and its minutes of retries."""
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")  # TensorFlow announces them past its own log level
+    from unittest import mock  # it imports asyncio
+
     disabled = logging.root.manager.disable
     logging.disable(logging.CRITICAL)
     try:
@@ -366,8 +370,8 @@ def _check_kind(tfds: Any, name: str, info: Any) -> None:
     image, label = ([info.features[key] for key in keys] + [None, None])[:2]
     if not isinstance(image, tfds.features.Image) or not isinstance(label, tfds.features.ClassLabel):
         raise ValueError(
-            f"data set {name!r} is not image classification: TFDS gives {', '.join(info.features)} "
-            f"and supervises {info.supervised_keys}; allowed: one image, one class label"
+            f"data set {name!r} is not image classification: an example has {', '.join(info.features)}; "
+            "allowed: one image to classify under one label"
         )
     if None in image.shape or image.np_dtype != np.uint8:
         shape = "x".join(str(n or "?") for n in image.shape)
@@ -379,7 +383,8 @@ def _check_at_hand(name: str, infos: Mapping[str, Any], manual: Path | None) -> 
     """Refuse at once where no original file is at hand and no network answers; TFDS would try for minutes."""
     import requests
 
-    missing = {url: info.filename for url, info in infos.items() if not (manual and (manual / info.filename).is_file())}
+    files_of = {url: info.filename or url for url, info in infos.items()}
+    missing = {url: file for url, file in files_of.items() if not (manual and (manual / file).is_file())}
     if len(missing) < len(infos) or not missing:
         return  # some are there: TFDS knows which of them this variant needs
     for url in list({urlsplit(url).netloc: url for url in missing}.values())[:3]:
@@ -390,8 +395,8 @@ def _check_at_hand(name: str, infos: Mapping[str, Any], manual: Path | None) -> 
         except requests.RequestException:
             pass  # not HTTP, or a strange answer: TFDS may still manage
         return
-    names = ", ".join(list(missing.values())[:4])
-    raise DataUnavailable(f"data set {name!r}: no network to download {names}, and no such file at hand; {ADVICE}")
+    files = ", ".join(list(missing.values())[:4])
+    raise DataUnavailable(f"data set {name!r}: no network to download {files}, and no such file at hand; {ADVICE}")
 
 
 def _decode(tfds: Any, name: str, builder: Any) -> Dataset:

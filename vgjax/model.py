@@ -79,6 +79,7 @@ class MLP(nn.Module):
         if self.config.norm == "batch":
             norm = nn.BatchNorm(
                 use_running_average=not train,
+                use_fast_variance=False,
                 momentum=self.config.norm_momentum,
                 epsilon=self.config.norm_epsilon,
                 axis_name=self.axis_name,
@@ -86,7 +87,7 @@ class MLP(nn.Module):
             )
             return norm(x, mask=None if mask is None else mask[:, None])
         if self.config.norm == "layer":
-            return nn.LayerNorm(epsilon=self.config.norm_epsilon, name=name)(x)
+            return nn.LayerNorm(epsilon=self.config.norm_epsilon, use_fast_variance=False, name=name)(x)
         return x
 
     def _join(self, i: int, x: jax.Array, h: jax.Array) -> jax.Array:

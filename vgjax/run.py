@@ -120,7 +120,8 @@ def _train(
     most = max(len(chunk.recorded) for chunk in chunks)
     shared, lanes = parallel.place(where, Shared(train, validation, _plan_arrays(chunks[0], most)), lanes)
     state = _first_state(program, shared, lanes, variables)
-    layers = {name: w.shape[-2:] for name, w in stats.weights_by_layer(state.variables["params"]).items()}
+    one_lane = jax.eval_shape(lambda x: jax.tree.map(lambda leaf: leaf[0], parallel.gather(where, x)), state)
+    layers = {name: w.shape for name, w in stats.weights_by_layer(one_lane.variables["params"]).items()}
     done, parts = 0, []
     if disk:
         done, whole, parts = disk.resume(parallel.gather(where, (lanes, state)), tensorboard)

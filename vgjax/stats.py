@@ -75,7 +75,7 @@ def _one_gradient(g: jax.Array) -> dict[str, jax.Array]:
         "gradient_mean": largest * mean,
         "gradient_std": largest * jnp.sqrt(_sum(jnp.square(unit - mean)) / g.size),
         "gradient_max": largest,
-        "gradient_zero_fraction": _sum((g == 0).astype(jnp.float32)) / g.size,
+        "gradient_zero_fraction": _sum(_is_zero(_bits(g)).astype(jnp.float32)) / g.size,
     }
 
 
@@ -111,10 +111,10 @@ def log2_histogram(x: jax.Array) -> jax.Array:
     Returns:
       int32 [514].
     """
-    bits = jax.lax.bitcast_convert_type(x, jnp.uint32).ravel()
+    bits = _bits(x).ravel()
     by_sign = jnp.bincount((bits >> 23).astype(jnp.int32), length=512).reshape(2, 256)
     magnitude, negative = bits & 0x7FFFFFFF, bits >> 31 == 1
-    is_zero, is_nan = magnitude == 0, magnitude > 0x7F800000
+    is_zero, is_nan = _is_zero(bits), magnitude > 0x7F800000
 
     def counts(which: jax.Array) -> jax.Array:
         return jnp.stack([jnp.sum(which & ~negative, dtype=jnp.int32), jnp.sum(which & negative, dtype=jnp.int32)])
@@ -141,10 +141,21 @@ def _per_layer(function: Callable[..., dict[str, jax.Array]], *trees: Any) -> di
     return {name: jnp.stack([row[name] for row in rows]) for name in rows[0]}
 
 
+def _bits(x: jax.Array) -> jax.Array:
+    return jax.lax.bitcast_convert_type(x, jnp.uint32)
+
+
+def _is_zero(bits: jax.Array) -> jax.Array:
+    """Exact zeros, by their bits: to a CPU that flushes subnormals these compare equal to zero too."""
+    return bits & 0x7FFFFFFF == 0
+
+
 def _scaled(x: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """max|x| and x / max|x| (x itself where all is zero)."""
+    """max|x| and x / max|x| (x itself where all is zero or something is infinite)."""
     largest = jnp.max(jnp.abs(x))
-    return largest, x / jnp.where(largest > 0, largest, jnp.ones_like(largest))
+    divisor = jnp.where((largest > 0) & (largest < jnp.inf), largest, jnp.ones_like(largest))
+    quarter = jnp.where(divisor > 1, jnp.float32(0.25), jnp.float32(1))  # the reciprocal of 2¹²⁷ would be flushed to 0
+    return largest, (x * quarter) / (divisor * quarter)
 
 
 def _sum(x: jax.Array) -> jax.Array:

@@ -315,7 +315,7 @@ def _error_products(labels: np.ndarray, q: np.ndarray, classes: int, n_draws: in
     The draws matter where logits are of order 1: examples then err together, and their gradients add up.
     """
     eigenvalues, eigenvectors = np.linalg.eigh(q)
-    root = eigenvectors * np.sqrt(np.maximum(eigenvalues, 0))
+    root = eigenvectors * np.sqrt(np.maximum(eigenvalues, 0)) @ eigenvectors.T  # symmetric, hence unique
     logits = np.random.default_rng(0).standard_normal((n_draws * classes, len(q))) @ root.T
     p = softmax(logits.reshape(n_draws, classes, -1), axis=1).reshape(n_draws * classes, -1) - 1 / classes
     return np.equal.outer(labels, labels) - 1 / classes + p.T @ p / n_draws  # E[p] = 1/classes, whatever the label

@@ -1,0 +1,111 @@
+"""`python -m experiments [NAME …]`: run reproductions, judge them, and write one page."""
+
+from __future__ import annotations
+
+import importlib
+import shutil
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+from rich.console import Console
+from rich.table import Table
+
+EXPERIMENTS = ("mxnet_mnist", "keras_notebook")
+
+
+@dataclass(frozen=True)
+class Arguments:
+    """Reproduce the documents and papers, each quantity with its published value, prediction, interval and verdict."""
+
+    names: Annotated[tuple[str, ...], tyro.conf.Positional] = ()
+    """Which experiments; none: all of them."""
+    out: Path = Path("reproduction")
+    """Where results go [folder]."""
+    smoke: bool = False
+    """Every step of every experiment in seconds: tests the code, reproduces nothing."""
+    full: bool = False
+    """Training from 8 seeds instead of 3."""
+    resume: bool = False
+    """Keep the finished and unfinished runs of an interrupted reproduction."""
+    data_dir: Path | None = None
+    """Where prepared data are kept [folder]."""
+    manual_dir: Path | None = None
+    """Original files of the data sets, a folder each [folder]."""
+
+
+def main() -> int:
+    """Run what was asked for; 0 when every row is reproduced or has no data, 1 when one differs, 2 on bad input."""
+    arguments = tyro.cli(Arguments, prog="python -m experiments")
+    names = arguments.names or EXPERIMENTS
+    try:
+        return _reproduce(names, arguments)
+    except ValueError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+
+
+def _reproduce(names: tuple[str, ...], arguments: Arguments) -> int:
+    from vgjax.names import nearest
+
+    for name in names:
+        if name not in EXPERIMENTS:
+            raise ValueError(f"unknown experiment {name!r}; {nearest(name, EXPERIMENTS)}")
+    from experiments.reproduction import Options, write_json
+    from vgjax.environment import environment
+    from vgjax.figures import save
+    from vgjax.report import write_page
+
+    started = time.monotonic()
+    options = Options(arguments.out, arguments.smoke, arguments.full, arguments.data_dir, arguments.manual_dir)
+    console = Console(stderr=True)
+    outcomes, seconds = [], {}
+    for name in names:
+        if not arguments.resume:
+            shutil.rmtree(arguments.out / "runs" / name, ignore_errors=True)
+        begun = time.monotonic()
+        console.print(f"{name} …", highlight=False)
+        outcomes.append(importlib.import_module(f"experiments.{name}").run(options))
+        seconds[name] = round(time.monotonic() - begun, 1)
+        console.print(f"{name}: {seconds[name]:.0f} s", highlight=False)
+    made = environment() | {
+        "seconds": round(time.monotonic() - started, 1),
+        "seconds_each": seconds,
+        "command": " ".join(["python -m experiments", *sys.argv[1:]]),
+        "size": "smoke" if arguments.smoke else "full" if arguments.full else "default",
+    }
+    folder = arguments.out / "figures"
+    folder.mkdir(parents=True, exist_ok=True)
+    for outcome in outcomes:
+        for picture in outcome.pictures:
+            save(picture.figure, folder / picture.name)
+            picture.table.to_csv(folder / f"{picture.name}.csv", index=False)
+    rows = [row for outcome in outcomes for row in outcome.rows]
+    write_json(arguments.out / "reproduction.json", rows, made)
+    page = write_page(arguments.out / "report.html", outcomes, folder, made)
+    for note in {note for outcome in outcomes for note in outcome.notes}:
+        console.print(f"note: {note}", highlight=False, soft_wrap=True)
+    _print_table(rows)
+    print(f"page: {page}\ntensorboard --logdir {arguments.out / 'runs'}")
+    return 1 if any(row.verdict == "differs" for row in rows) and not arguments.smoke else 0
+
+
+def _print_table(rows: list) -> None:
+    table = Table("experiment", "quantity", "published", "predicted", "measured", "95 % interval", "n", "tolerance", "")
+    for row in rows:
+        low, high = row.interval
+        numbers = [_number(x) for x in (row.published, row.predicted, row.measured)]
+        interval = "" if low != low else f"{_number(low)} … {_number(high)}"
+        table.add_row(row.experiment, row.quantity, *numbers, interval, str(row.n_seeds), row.tolerance, row.verdict)
+    Console(width=None if sys.stdout.isatty() else 200).print(table)
+
+
+def _number(x: float | None) -> str:
+    return "" if x is None else f"{x:.3g}"
+
+
+if __name__ == "__main__":
+    sys.exit(main())

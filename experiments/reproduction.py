@@ -1,0 +1,164 @@
+"""What every experiment shares: its options, the rows of the verdict, the pictures, and the data or their stand-in."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import matplotlib.figure
+import pandas as pd
+
+from vgjax.analysis import Estimate
+from vgjax.data import Dataset, DataUnavailable, load
+
+Verdict = Literal["reproduced", "differs", "no data"]
+
+
+@dataclass(frozen=True)
+class Options:
+    """How to run the experiments."""
+
+    out: Path = Path("reproduction")
+    """Where results go [folder]."""
+    smoke: bool = False
+    """Every step of every experiment, at a size of seconds: tests the code, reproduces nothing."""
+    full: bool = False
+    """More seeds: 8 instead of 3 for training."""
+    data_dir: Path | None = None
+    """Where prepared data are kept [folder]."""
+    manual_dir: Path | None = None
+    """Original files of the data sets, a folder each [folder]."""
+
+
+@dataclass(frozen=True)
+class Row:
+    """One checked quantity. `tolerance` was written down before the run; `interval` is the 95 % interval over seeds."""
+
+    experiment: str
+    quantity: str
+    source: str
+    published: float | None
+    predicted: float | None
+    measured: float
+    interval: tuple[float, float]
+    n_seeds: int
+    tolerance: str
+    verdict: Verdict
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A figure, the sentence that says what to look for, and the table behind it."""
+
+    name: str
+    figure: matplotlib.figure.Figure
+    sentence: str
+    table: pd.DataFrame = field(repr=False)
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What an experiment hands over."""
+
+    title: str
+    rows: list[Row]
+    pictures: list[Picture]
+    notes: list[str]
+
+
+@dataclass(frozen=True)
+class Within:
+    """A tolerance: by a factor, by a share, or between bounds; and its own wording."""
+
+    factor: float | None = None
+    share: float | None = None
+    low: float = -math.inf
+    high: float = math.inf
+
+    def holds(self, measured: float, reference: float | None) -> bool:
+        """Whether the measured value is within the tolerance of the reference."""
+        if not math.isfinite(measured):
+            return False
+        if self.factor is not None and reference is not None:
+            return reference / self.factor <= measured <= reference * self.factor
+        if self.share is not None and reference is not None:
+            return abs(measured - reference) <= self.share * abs(reference)
+        return self.low <= measured <= self.high
+
+    def __str__(self) -> str:
+        if self.factor is not None:
+            return f"×/÷ {self.factor:g}"
+        if self.share is not None:
+            return "exactly" if self.share == 0 else f"± {100 * self.share:g} %"
+        if math.isinf(self.high):
+            return f"at least {self.low:g}"
+        return f"at most {self.high:g}" if math.isinf(self.low) else f"{self.low:g} to {self.high:g}"
+
+
+def row(
+    experiment: str,
+    quantity: str,
+    source: str,
+    measured: Estimate,
+    within: Within,
+    *,
+    published: float | None = None,
+    predicted: float | None = None,
+    has_data: bool = True,
+) -> Row:
+    """Judge a measurement: by the published number where there is one, else by the predicted, else by the bounds.
+
+    `has_data` is False when the published number is about data that are not here: then it is left out, and without a
+    prediction the verdict is "no data".
+    """
+    published = published if has_data else None
+    reference = published if published is not None else predicted
+    if not has_data and reference is None:
+        verdict: Verdict = "no data"
+    else:
+        verdict = "reproduced" if within.holds(measured.value, reference) else "differs"
+    interval = (measured.low, measured.high)
+    return Row(
+        experiment, quantity, source, published, predicted, measured.value, interval, measured.n, str(within), verdict
+    )
+
+
+def dataset_or_stand_in(name: str, options: Options) -> tuple[Dataset, str | None]:
+    """The data set, or digits in its place with a note in plain words."""
+    try:
+        return load(name, options.data_dir, options.manual_dir), None
+    except DataUnavailable as error:
+        note = (
+            f"{name} is not here ({error}). The experiment ran on scikit-learn's digits (8×8 images) instead: what is "
+            "published about the real data is not compared; what theory predicts is, for the data that were used."
+        )
+        return load("digits"), note
+
+
+def head(data: Dataset, n: int) -> Dataset:
+    """The first n examples of each split, for a smoke test."""
+    return replace(
+        data,
+        train_inputs=data.train_inputs[:n],
+        train_labels=data.train_labels[:n],
+        test_inputs=data.test_inputs[:n],
+        test_labels=data.test_labels[:n],
+    )
+
+
+def write_json(path: Path, rows: Sequence[Row], environment: dict[str, Any]) -> None:
+    """`reproduction.json`: the rows, and with what they were made. What is not a number is null."""
+    content = {"rows": [_plain(asdict(row)) for row in rows], "environment": environment}
+    path.write_text(json.dumps(content, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -1,0 +1,76 @@
+"""What a history says, in numbers: means with intervals over seeds, ratios between layers, measured against predicted."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+import xarray as xr
+from scipy import stats as scipy_stats
+
+
+class Estimate(NamedTuple):
+    """A mean over seeds with its 95 % interval."""
+
+    value: float
+    low: float
+    high: float
+    n: int
+
+
+def estimate(values: np.ndarray) -> Estimate:
+    """Mean and Student-t 95 % interval of independent values (NaN interval for a single one).
+
+    >>> estimate(np.array([1.0, 2.0, 3.0])).value
+    2.0
+    """
+    values = np.asarray(values, np.float64)
+    mean, n = float(values.mean()), len(values)
+    if n < 2:
+        return Estimate(mean, float("nan"), float("nan"), n)
+    half = float(scipy_stats.t.ppf(0.975, n - 1) * values.std(ddof=1) / np.sqrt(n))
+    return Estimate(mean, mean - half, mean + half, n)
+
+
+def geometric_estimate(values: np.ndarray) -> Estimate:
+    """As `estimate`, of the logarithms: for gradients, which spread over magnitudes. Zero or infinite values give NaN."""
+    with np.errstate(divide="ignore", invalid="ignore"):
+        logs = np.log(np.asarray(values, np.float64))
+        value, low, high, n = estimate(logs)
+    return Estimate(*(float(np.exp(x)) for x in (value, low, high)), n)
+
+
+def by_seed(values: xr.DataArray) -> xr.DataArray:
+    """Average what belongs to one seed (its replicas): [lane, …] → [seed, …]; seeds are the independent draws."""
+    return values.groupby("seed").mean("lane")
+
+
+def layer_ratio(history: xr.Dataset, record: int = 0, last_hidden: bool = True) -> xr.DataArray:
+    """RMS of the first layer's weight gradient over that of the last hidden layer's, per lane.
+
+    The output layer is left out by default: its gradient has passed no activation.
+    """
+    rms = history["gradient_log10_rms"].isel(record=record)
+    return 10 ** (rms.isel(layer=0) - rms.isel(layer=-2 if last_hidden else -1))
+
+
+def layer_spread(history: xr.Dataset, record: int = 0) -> xr.DataArray:
+    """Standard deviation over the hidden layers of log₁₀ RMS of the weight gradient, per lane [decades]."""
+    return history["gradient_log10_rms"].isel(record=record, layer=slice(None, -1)).std("layer")
+
+
+def magnitude_histogram(history: xr.Dataset, name: str) -> xr.DataArray:
+    """Share of elements per octave of magnitude, both signs together: [lane, record, layer, octave].
+
+    Args:
+      history: with histograms.
+      name: "gradient_histogram" or "weight_histogram".
+
+    Returns:
+      Shares, coordinate `exponent`: 2^exponent ≤ |x| < 2^(exponent+1). Zeros, infinities and NaN are left out.
+    """
+    counts = history[name].values.astype(np.float64)
+    negative, positive = counts[..., 1:255][..., ::-1], counts[..., 258:512]
+    shares = (negative + positive) / counts.sum(-1, keepdims=True)
+    dims = (*history[name].dims[:-1], "octave")
+    return xr.DataArray(shares, dims=dims, coords={"exponent": ("octave", np.arange(1, 255) - 127)})

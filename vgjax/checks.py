@@ -1,0 +1,65 @@
+"""Whether all that a config names exists and fits, tried on small shapes before anything is written or compiled."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from vgjax.activations import activation
+from vgjax.config import Config, Hypers
+from vgjax.initializers import initializer, weight_variance
+from vgjax.names import resolve, text_of
+from vgjax.optim import OPTIMIZERS, SCHEDULES, make_optimizer
+
+STEPS = 10
+
+
+def check_names(config: Config) -> None:
+    """Resolve every name of a config but the data set's, and try what it stands for, without computing anything.
+
+    Raises:
+      ValueError: no such name, or a function of the user's own that raises or gives the wrong thing; in one line.
+    """
+    weights, bias = jax.ShapeDtypeStruct((3, 2), jnp.float32), jax.ShapeDtypeStruct((2,), jnp.float32)
+    key = jax.eval_shape(jax.random.key, 0)
+    phi = activation(config.activation)
+    _try("activation", config.activation, lambda z: jax.vjp(phi, z)[0], weights, weights)  # it must have a gradient
+    for named in dict.fromkeys([config.initializer, config.output_initializer or config.initializer]):
+        init = initializer(named)
+        _try("initializer", named, lambda key, init=init: init(key, weights.shape, weights.dtype), key, weights)
+        if isinstance(named, str) and ":" not in named:  # a row: its formula takes the same arguments
+            _attempt("initializer", named, partial(weight_variance, named, *weights.shape))
+    schedule = resolve("schedule", SCHEDULES, config.schedule)
+    with jax.numpy_dtype_promotion("standard"):
+        count, factor = jax.ShapeDtypeStruct((), jnp.int32), jax.ShapeDtypeStruct((), jnp.float32)
+        _try("schedule", config.schedule, lambda count: 1.0 * schedule(STEPS)(count), count, factor)
+    params = {"kernel": weights, "bias": bias}
+    resolve("optimizer", OPTIMIZERS, config.optimizer)
+    tx = _attempt("optimizer", config.optimizer, lambda: make_optimizer(config, Hypers(), STEPS))
+    _try("optimizer", config.optimizer, lambda p: tx.update(p, tx.init(p), p)[0], params, params)
+
+
+def _try(kind: str, named: Any, function: Callable[..., Any], given: Any, wanted: Any) -> None:
+    """Refuse a function of `given` that raises, or gives other shapes or dtypes than `wanted`."""
+    got = _attempt(kind, named, lambda: jax.eval_shape(function, given))
+    if _shapes(got) != _shapes(wanted):
+        raise ValueError(f"{kind} {text_of(named)!r} gives {_shapes(got)}; allowed: {_shapes(wanted)}")
+
+
+def _attempt(kind: str, named: Any, function: Callable[[], Any]) -> Any:
+    try:
+        return function()
+    except Exception as error:  # a stranger's function may raise anything
+        reason = next(iter(str(error).strip().splitlines()), "") or type(error).__name__
+        raise ValueError(f"{kind} {text_of(named)!r} cannot be used: {reason}") from None
+
+
+def _shapes(tree: Any) -> Any:
+    """A tree of arrays as text: float32[3,2]."""
+    leaves, structure = jax.tree.flatten(tree)
+    shapes = [f"{leaf.dtype}[{','.join(map(str, leaf.shape))}]" for leaf in leaves]
+    return jax.tree.unflatten(structure, shapes)

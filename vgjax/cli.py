@@ -1,0 +1,291 @@
+"""The command `vgjax`: train, show, data, list. Results go to stdout, progress and errors to stderr.
+
+Rooms that need JAX are imported by the command that needs them, so that `--help` does not wait for it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import io
+import os
+import re
+import shlex
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Annotated, Any, Literal, Union
+
+import tyro
+from tyro.conf import FlagCreatePairsOff, OmitArgPrefixes, OmitSubcommandPrefixes, Positional, Suppress, arg, subcommand
+
+from vgjax.config import Config, Hypers, check_hypers
+from vgjax.names import text_of
+from vgjax.settings import Settings, in_one_line, parse_seeds, read_settings, seeds_as_words
+
+BAD_INPUT = 2
+STOPPED = 130
+DEFAULTS = Settings()
+DESCRIPTION = "See how the gradient signal fares, layer by layer: measured, predicted by theory, and explained."
+
+# (features, classes) of data sets whose network can be shown without having them at hand.
+SIZES = {
+    "iris": (4, 3),
+    "iris_petal": (2, 3),
+    "digits": (64, 10),
+    "mnist": (784, 10),
+    "fashion_mnist": (784, 10),
+    "kmnist": (784, 10),
+    "cifar10": (3072, 10),
+    "cifar100": (3072, 100),
+    "svhn_cropped": (3072, 10),
+}
+
+Folder = Annotated[Path | None, arg(metavar="DIR")]
+File = Annotated[Path | None, arg(metavar="FILE")]
+Count = Annotated[int | None, arg(metavar="INT")]
+
+
+@dataclass(frozen=True)
+class Train:
+    """Train every lane (hypers × seeds × replicas) as one compiled program, and record how its gradients fare."""
+
+    config_file: File = None
+    """YAML or TOML with any of the fields below, or the config.yaml of a run; options overrule it [file]."""
+    seeds: Annotated[tuple[str, ...], arg(metavar="N | SEED SEED …")] = ("1",)
+    """How many, counted from 0; or which: two or more, or one and a comma (`--seeds 7,`) [seeds]."""
+    out: Folder = None
+    """Folder of the run; default: runs/DATASET-ACTIVATION-INITIALIZER-TIME [folder]."""
+    resume: FlagCreatePairsOff[bool] = False
+    """Go on with the run in --out from its last checkpoint; its config need not be repeated."""
+    tensorboard: Literal["all", "first", "none"] = "all"
+    """Lanes that are written to TensorBoard."""
+    data_dir: Folder = None
+    """Where prepared data lie; default: VGJAX_DATA_DIR, TFDS_DATA_DIR or the user's cache [folder]."""
+    manual_dir: Folder = None
+    """Original files of the data set, as an alternative to downloading [folder]."""
+    shard: Literal["auto", "lanes", "batch"] = "auto"
+    """What the devices share; auto: the lanes where they divide, else the batch."""
+    devices: Count = None
+    """How many devices to use; default: all [devices]."""
+    config: OmitArgPrefixes[Config] = DEFAULTS.config
+    """What changes shapes or the compiled program."""
+    hypers: OmitArgPrefixes[Hypers] = DEFAULTS.hypers[0]
+    """Numbers, which do not; where a config file has several settings, an option replaces the number in all of them."""
+    settings: Suppress[tuple[Hypers, ...]] = ()
+
+    def run(self) -> None:
+        """Train, and say what came of it."""
+        seeds, settings = parse_seeds(self.seeds), self.settings or (self.hypers,)
+        if self.resume and not (self.out and (self.out / "config.yaml").is_file()):
+            problem = f"{self.out} holds no run" if self.out else "no --out"
+            raise ValueError(f"--resume: {problem}; allowed: --out DIR, the folder of a run")
+        from vgjax.checks import check_names
+        from vgjax.data import load
+        from vgjax.run import run
+        from vgjax.show import ProgressBar, print_run
+
+        for setting in settings:
+            check_hypers(setting)
+        check_names(self.config)
+        dataset = load(self.config.dataset, self.data_dir, self.manual_dir)
+        folder = self.out or _new_folder(self.config)
+        how = {name: getattr(self, name) for name in ("resume", "tensorboard", "shard", "devices")}
+        try:
+            with ProgressBar(dataset.name) as bar:
+                result = run(self.config, settings, seeds, dataset=dataset, folder=folder, progress=bar.update, **how)
+        except KeyboardInterrupt:
+            raise KeyboardInterrupt(self._advice(folder)) from None
+        print_run(result.history, folder, self.tensorboard != "none")
+
+    def _advice(self, folder: Path) -> str:
+        """How to go on after an interruption: what the folder does not know is to be said again."""
+        if not (folder / "config.yaml").exists():
+            return "stopped; nothing was written"
+        again = ["vgjax", "train", "--resume", "--out", str(folder)]
+        for name in ("tensorboard", "data_dir", "manual_dir", "shard", "devices"):
+            if (value := getattr(self, name)) != getattr(Train, name):
+                again += [f"--{name.replace('_', '-')}", str(value)]
+        return f"stopped; go on with: {shlex.join(again)}"
+
+
+@dataclass(frozen=True)
+class Show:
+    """Print the network layer by layer: shapes, parameter counts, σ_w² of the initializer."""
+
+    config_file: File = None
+    """YAML or TOML with any of the fields below, or the config.yaml of a run; options overrule it [file]."""
+    features: Count = None
+    """Width of the input; default: the data set's [features]."""
+    classes: Count = None
+    """Number of logits; default: the data set's [classes]."""
+    data_dir: Folder = None
+    """Where prepared data lie; default: VGJAX_DATA_DIR, TFDS_DATA_DIR or the user's cache [folder]."""
+    config: OmitArgPrefixes[Config] = DEFAULTS.config
+    """The network; what concerns training alone has no effect here."""
+
+    def run(self) -> None:
+        """Print the table."""
+        from vgjax.checks import check_names
+        from vgjax.model import describe
+        from vgjax.show import print_network
+
+        for name in ("features", "classes"):
+            if (value := getattr(self, name)) is not None and value < 1:
+                raise ValueError(f"{name} {value} is not allowed; allowed: whole numbers from 1")
+        check_names(self.config)
+        features, classes = self.features, self.classes
+        if not (features and classes):
+            own = SIZES.get(str(self.config.dataset)) or _sizes(self.config.dataset, self.data_dir)
+            features, classes = features or own[0], classes or own[1]
+        print_network(describe(self.config, features, classes), features)
+
+
+@dataclass(frozen=True)
+class Prepare:
+    """Download or read a data set, and keep it as plain arrays."""
+
+    name: Annotated[Positional[str], arg(metavar="NAME")]
+    """A name from `vgjax list datasets`, any TFDS image classification set, or a folder of IDX files."""
+    data_dir: Folder = None
+    """Where to keep it; default: VGJAX_DATA_DIR, TFDS_DATA_DIR or the user's cache [folder]."""
+    manual_dir: Folder = None
+    """Original files, as an alternative to downloading [folder]."""
+
+    def run(self) -> None:
+        """Prepare, and say what it is."""
+        from vgjax.data import prepare
+
+        made = prepare(self.name, self.data_dir, self.manual_dir)
+        shape = "×".join(map(str, made.shape))
+        counts = f"{len(made.train_labels)} training and {len(made.test_labels)} test examples"
+        print(f"{made.name}: {counts} of {shape}, {made.classes} classes ({made.source})")
+
+
+@dataclass(frozen=True)
+class Ready:
+    """List the data sets: which are ready, and where."""
+
+    data_dir: Folder = None
+    """Where prepared data lie; default: VGJAX_DATA_DIR, TFDS_DATA_DIR or the user's cache [folder]."""
+
+    def run(self) -> None:
+        """Print the table."""
+        from vgjax.data import ready
+        from vgjax.show import print_data
+
+        print_data(ready(self.data_dir))
+
+
+@dataclass(frozen=True)
+class Data:
+    """Prepare data sets, or list them."""
+
+    what: OmitSubcommandPrefixes[Annotated[Prepare, subcommand("prepare")] | Annotated[Ready, subcommand("list")]]
+
+    def run(self) -> None:
+        """Do what is asked."""
+        self.what.run()
+
+
+Topic = Literal["initializers", "activations", "optimizers", "schedules", "clips", "datasets"]
+
+
+@dataclass(frozen=True)
+class List:
+    """List what can be named, each with one line and its source."""
+
+    topics: Annotated[Positional[tuple[Topic, ...]], arg(metavar="TOPIC …")] = ()
+    """Any of initializers, activations, optimizers, schedules, clips, datasets; none: all of them."""
+
+    def run(self) -> None:
+        """Print the tables."""
+        from vgjax.show import TOPICS, print_names
+
+        print_names(self.topics or tuple(TOPICS))
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """The command; its exit status is 0, 2 for bad input (said in one line) or 130 when it was interrupted.
+
+    Args:
+      argv: the arguments; None: the process's own.
+    """
+    try:
+        parse(list(sys.argv[1:] if argv is None else argv)).run()
+        sys.stdout.flush()
+        return 0
+    except SystemExit as done:  # tyro has printed --help
+        return int(done.code or 0)
+    except KeyboardInterrupt as stop:
+        return _say(next(iter(stop.args), "stopped"), STOPPED)
+    except BrokenPipeError:  # `vgjax list | head`: what is left to print has no reader
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except (ValueError, OSError) as error:
+        return _say(f"vgjax: {error}", BAD_INPUT)
+
+
+def _say(message: str, status: int) -> int:
+    print(" ".join(message.split()), file=sys.stderr)
+    return status
+
+
+def parse(argv: list[str]) -> Any:
+    """The command of that line, config file included.
+
+    Raises:
+      ValueError: an option, a value or the config file is not allowed.
+      SystemExit: help was asked for and printed.
+    """
+    file = _config_file(argv)
+    found = read_settings(file) if file else DEFAULTS
+    seeds = seeds_as_words(found.seeds)
+    commands: Any = Union[  # noqa: UP007  (values, not a type)
+        Annotated[Train, subcommand("train", default=Train(config=found.config, hypers=found.hypers[0], seeds=seeds))],
+        Annotated[Show, subcommand("show", default=Show(config=found.config))],
+        Annotated[Data, subcommand("data")],
+        Annotated[List, subcommand("list")],
+    ]
+    complaint = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(complaint):
+            command = tyro.cli(commands, args=argv, prog="vgjax", description=DESCRIPTION)
+    except SystemExit as done:
+        if done.code:
+            raise ValueError(in_one_line(complaint.getvalue())) from None
+        raise
+    if isinstance(command, Train):
+        given = {word.partition("=")[0].strip("-").replace("-", "_") for word in argv if word.startswith("--")}
+        new = {name: value for name, value in command.hypers._asdict().items() if name in given}
+        command = replace(command, settings=tuple(setting._replace(**new) for setting in found.hypers))
+    return command
+
+
+def _config_file(argv: list[str]) -> Path | None:
+    """The file that gives the options their defaults, needed before tyro parses: --config-file, or the run's own."""
+    if argv[:1] not in (["train"], ["show"]):
+        return None
+    scan = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    scan.add_argument("--config-file", "--config_file", nargs="?", type=Path)
+    scan.add_argument("--out", nargs="?", type=Path)
+    scan.add_argument("--resume", action="store_true")
+    known, _ = scan.parse_known_args(argv)
+    if known.resume and known.out and not known.config_file and (known.out / "config.yaml").is_file():
+        return known.out / "config.yaml"
+    return known.config_file
+
+
+def _new_folder(config: Config) -> Path:
+    names = [text_of(named) for named in (config.dataset, config.activation, config.initializer)]
+    plain = [re.sub(r"[^\w.=]+", "_", name).strip("_.") for name in names]
+    return Path("runs", "-".join([*plain, time.strftime("%Y%m%d-%H%M%S")]))
+
+
+def _sizes(dataset: Any, data_dir: Path | None) -> tuple[int, int]:
+    from vgjax.data import load
+
+    found = load(dataset, data_dir)
+    return found.train_inputs.shape[1], found.classes

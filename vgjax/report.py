@@ -1,0 +1,59 @@
+"""One self-contained HTML page: tables, figures inline, the sentence that says what to look for, the environment."""
+
+from __future__ import annotations
+
+import base64
+import math
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jinja2
+
+
+def write_page(path: Path, sections: Sequence[Any], figures: Path, environment: Mapping[str, Any]) -> Path:
+    """Write the page of a reproduction.
+
+    Args:
+      path: the HTML file.
+      sections: one an experiment, with title, rows, pictures (name, sentence) and notes.
+      figures: the folder with each picture's PNG.
+      environment: with what it was made.
+
+    Returns:
+      The absolute path of the page.
+    """
+    templates = jinja2.Environment(loader=jinja2.PackageLoader("vgjax", ""), autoescape=True, trim_blocks=True)
+    templates.filters["number"] = number
+    images = {
+        picture.name: base64.b64encode((figures / f"{picture.name}.png").read_bytes()).decode()
+        for section in sections
+        for picture in section.pictures
+    }
+    page = templates.get_template("report.html").render(
+        sections=sections, images=images, environment=environment, verdicts=_count(sections)
+    )
+    temporary = path.with_suffix(".tmp")
+    temporary.write_text(page)
+    os.replace(temporary, path)
+    return path.absolute()
+
+
+def number(x: float | None) -> str:
+    """Three significant digits, with a power of ten where that is shorter to read; empty for nothing.
+
+    >>> number(4.8e-7)
+    '4.80·10⁻⁷'
+    """
+    if x is None or math.isnan(x):
+        return ""
+    if x == 0 or 1e-3 <= abs(x) < 1e5:
+        return f"{x:.4g}"
+    mantissa, exponent = f"{x:.2e}".split("e")
+    return f"{mantissa}·10{str(int(exponent)).translate(str.maketrans('-0123456789', '⁻⁰¹²³⁴⁵⁶⁷⁸⁹'))}"
+
+
+def _count(sections: Sequence[Any]) -> dict[str, int]:
+    verdicts = [row.verdict for section in sections for row in section.rows]
+    return {verdict: verdicts.count(verdict) for verdict in ("reproduced", "differs", "no data")}

@@ -1,0 +1,147 @@
+"""What the user wrote, config files (YAML or TOML) and command lines: read it, or say in one line what is wrong."""
+
+from __future__ import annotations
+
+import ast
+import re
+import reprlib
+import tomllib
+from collections.abc import Mapping, Sequence
+from itertools import pairwise
+from pathlib import Path
+from typing import Any, NamedTuple, get_args, get_origin, get_type_hints
+
+from vgjax.config import Config, Hypers
+from vgjax.names import nearest
+
+LARGEST_SEED = 2**32 - 1
+_HINTS = {"config": get_type_hints(Config), "hypers": get_type_hints(Hypers)}
+_ALLOWED = {
+    int: "a whole number",
+    float: "a number",
+    bool: "true or false",
+    str: "text",
+    tuple: "a list of whole numbers",
+}
+
+
+class Settings(NamedTuple):
+    """What a run can be told by a file; `data` in a run's own config.yaml says where its data came from."""
+
+    config: Config = Config()
+    hypers: tuple[Hypers, ...] = (Hypers(),)
+    seeds: int | tuple[int, ...] = 1
+
+
+def read_settings(path: Path) -> Settings:
+    """Read a config file: fields of `Config` and `Hypers` and `seeds`, flat or as a run's own config.yaml has them.
+
+    Raises:
+      ValueError: damaged, or a field or value that is not allowed.
+      OSError: no such file.
+    """
+    try:
+        content = _parse(path)
+        if not isinstance(content, dict):
+            raise ValueError("it holds no settings; allowed: lines of `field: value`")
+        config = _section(content, "config")
+        hypers = content.pop("hypers", [])
+        settings = [_checked(h, "hypers") for h in (hypers if isinstance(hypers, list) else [hypers])] or [{}]
+        seeds = _seeds(content.pop("seeds", 1))
+        content.pop("data", None)
+        flat = {name: content.pop(name) for name in list(content) if name in _HINTS["hypers"]}
+        config |= _checked(content, "config", also=(*Hypers._fields, "seeds"))
+        flat = _checked(flat, "hypers")
+        return Settings(Config(**config), tuple(Hypers(**(one | flat)) for one in settings), seeds)
+    except RecursionError:
+        raise ValueError(f"{path}: it is nested too deeply") from None
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from None
+
+
+def _parse(path: Path) -> Any:
+    """The file's content as plain data; nothing in it is executed."""
+    if path.suffix == ".toml":
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    if path.suffix not in (".yaml", ".yml"):
+        raise ValueError(f"cannot read a {path.suffix or 'file without suffix'}; allowed: .yaml, .yml, .toml")
+    import yaml
+
+    try:
+        return yaml.safe_load(path.read_text(encoding="utf-8"))
+    except yaml.YAMLError as error:
+        raise ValueError(f"damaged: {' '.join(str(error).split())}") from None
+
+
+def _section(content: dict[str, Any], name: str) -> dict[str, Any]:
+    return _checked(content.pop(name, {}), name)
+
+
+def _checked(fields: Any, section: str, also: tuple[str, ...] = ()) -> dict[str, Any]:
+    """The fields of one section, converted; `also`: what else the user may have meant by an unknown one."""
+    if not isinstance(fields, Mapping):
+        raise ValueError(f"{section} {reprlib.repr(fields)} is not allowed; allowed: lines of `field: value`")
+    hints = _HINTS[section]
+    for name in fields:
+        if name not in hints:
+            raise ValueError(f"unknown field {reprlib.repr(name)}; {nearest(name, [*hints, *also])}")
+    return {name: _converted(name, value, hints[name]) for name, value in fields.items()}
+
+
+def _converted(name: str, value: Any, hint: Any) -> Any:
+    kind = str if get_args(hint) and get_origin(hint) is not tuple else get_origin(hint) or hint
+    if kind is float and isinstance(value, int | str) and not isinstance(value, bool):
+        try:
+            return float(value)  # YAML takes 1e-3 for a text
+        except (ValueError, OverflowError):
+            pass
+    elif kind is tuple and isinstance(value, list) and all(type(one) is int for one in value):
+        return tuple(value)
+    elif type(value) is kind:
+        return value
+    raise ValueError(f"{name} {reprlib.repr(value)} is not allowed; allowed: {_ALLOWED[kind]}")
+
+
+def _seeds(value: Any) -> int | tuple[int, ...]:
+    if type(value) is int:
+        return value
+    return _converted("seeds", value, tuple[int, ...])
+
+
+def parse_seeds(words: Sequence[str]) -> int | tuple[int, ...]:
+    """One number: how many seeds; several, or one with a comma: which.
+
+    >>> parse_seeds(["8"]), parse_seeds(["3", "5"]), parse_seeds(["7,"])
+    (8, (3, 5), (7,))
+    """
+    text = " ".join(words)
+    parts = text.replace(",", " ").split()
+    if not parts or not all(part.isdecimal() and int(part) <= LARGEST_SEED for part in parts) or text == "0":
+        raise ValueError(f"seeds {text!r} is not allowed; allowed: how many, or which, whole numbers to {LARGEST_SEED}")
+    which = tuple(map(int, parts))
+    return which[0] if len(which) == 1 and "," not in text else which
+
+
+def seeds_as_words(seeds: int | tuple[int, ...]) -> tuple[str, ...]:
+    """What `parse_seeds` reads as these seeds."""
+    if isinstance(seeds, int):
+        return (str(seeds),)
+    return tuple(map(str, seeds)) if len(seeds) != 1 else (f"{seeds[0]},",)
+
+
+def in_one_line(box: str) -> str:
+    """What is wrong, what is allowed and the nearest valid name, from the box of several lines that tyro draws."""
+    lines = [line.strip("│╭╮╰╯ ") for line in re.sub(r"\x1b\[[\d;]*m", "", box).splitlines()]
+    bars = [i for i, line in enumerate(lines) if not line.strip("─") or line.startswith("─")]
+    what, *more = [" ".join(lines[start + 1 : stop]) for start, stop in pairwise(bars)]
+    what = re.sub(r"^Error parsing (\S*\.(config|hypers): )?", "", what).partition(" Arguments are applied")[0]
+    if choice := re.fullmatch(r"invalid choice '(.*)' for argument '(.*)'. Expected one of (\(.*\)).", what):
+        return f"{choice[2]} {choice[1]!r} is not allowed; {nearest(choice[1], ast.literal_eval(choice[3]))}"
+    for hint in more:
+        if usage := re.match(r"Argument helptext: (-.*?\S) [A-Z]\w* [a-z]", hint):
+            return f"{what}; allowed: {usage[1]}"
+        if meant := re.match(r"Perhaps you meant: (--[\w-]+).*? in (vgjax [a-z ]+) --help", hint):
+            return f"{what}; did you mean {meant[1]!r} of `{meant[2]}`? allowed: see `{meant[2]} --help`"
+        if commands := re.match(r"Available subcommands: (.*)", hint):
+            return f"{what}; {nearest(what.split(': ')[-1].split(',')[0], commands[1].split(', '))}"
+    return what

@@ -1,0 +1,168 @@
+"""What the command prints: tables on stdout, progress on stderr."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import numpy as np
+import xarray as xr
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+
+from vgjax.model import ModuleRow
+
+WIDTH_OF_A_PIPE = 200
+SECONDS_OF_SPEED = 3600.0
+
+# What `vgjax list` shows: topic → (module, table).
+TOPICS = {
+    "initializers": ("initializers", "INITIALIZERS"),
+    "activations": ("activations", "ACTIVATIONS"),
+    "optimizers": ("optim", "OPTIMIZERS"),
+    "schedules": ("optim", "SCHEDULES"),
+    "clips": ("optim", "CLIPS"),
+    "datasets": ("data", "DATASETS"),
+}
+
+# The rows of CLIPS are bare functions: their lines and sources.
+CLIPS = {
+    "none": ("the gradient as it is", "—"),
+    "value": ("each entry to ±threshold", "Mikolov 2012"),
+    "global_norm": ("the whole gradient to ‖g‖ ≤ threshold", "Pascanu et al. 2013, 1211.5063"),
+    "layer_norm": ("each parameter's gradient to ‖g‖ ≤ threshold by itself", "Keras clipnorm"),
+    "agc": ("each unit's gradient to ‖g‖ ≤ threshold · ‖w‖", "Brock et al. 2021, 2102.06171"),
+}
+
+
+def print_table(title: str, columns: Sequence[str], rows: Iterable[Sequence[Any]], numbers: Sequence[str] = ()) -> None:
+    """A table on stdout, as wide as the terminal; piped, its lines are not broken.
+
+    Args:
+      title: above the table.
+      columns: their headings.
+      rows: cells; None is left empty.
+      numbers: the columns that are aligned to the right.
+    """
+    table = Table(title=title, title_justify="left", box=None, pad_edge=False, header_style="bold")
+    for column in columns:
+        table.add_column(column, justify="right" if column in numbers else "left")
+    for row in rows:
+        table.add_row(*("" if cell is None else str(cell).replace("[", r"\[") for cell in row))
+    Console(file=sys.stdout, width=None if sys.stdout.isatty() else WIDTH_OF_A_PIPE).print(table)
+
+
+def print_network(rows: Sequence[ModuleRow], features: int) -> None:
+    """The network module by module, and the total.
+
+    Args:
+      rows: as `vgjax.model.describe` gives them.
+      features: width of the network's input.
+    """
+    cells: list[tuple] = []
+    width = features
+    for row in rows:
+        outputs = row.outputs if row.kind == "dense" else width
+        sigma_w2 = None if row.sigma_w2 is None else f"{row.sigma_w2:.4g}"
+        cells.append((row.name, row.kind, width, outputs, row.parameters, sigma_w2))
+        width = outputs
+    cells.append(("total", None, features, width, sum(row.parameters for row in rows), None))
+    columns = ("module", "kind", "in", "out", "parameters", "σ_w²")
+    print_table("σ_w² = fan_in · Var(W) of the initializer, before --sigma-w", columns, cells, columns[2:])
+
+
+def print_names(topics: Sequence[str]) -> None:
+    """What can be named: a table a topic."""
+    for topic in topics:
+        module, table = TOPICS[topic]
+        entries = getattr(importlib.import_module(f"vgjax.{module}"), table)
+        rows = [(name, *(CLIPS[name] if topic == "clips" else (e.summary, e.source))) for name, e in entries.items()]
+        print_table(f"\n{topic}", ("name", "what", "source"), rows)
+
+
+def print_data(rows: Sequence[dict[str, Any]]) -> None:
+    """The data sets, as `vgjax.data.ready` gives them."""
+    columns = ("name", "ready", "train", "test", "shape", "classes", "where", "source")
+    cells = []
+    for row in rows:
+        shape = None if row["shape"] is None else "×".join(map(str, row["shape"]))
+        plain = row | {"ready": "yes" if row["ready"] else "no", "shape": shape}
+        cells.append([plain[column] for column in columns])
+    print_table("data sets", columns, cells, ("train", "test", "shape", "classes"))
+
+
+def print_run(history: xr.Dataset, folder: Path, has_curves: bool) -> None:
+    """What came of a run, and where it is."""
+    first, last = (_layer_rms(history, record) for record in (0, -1))
+    steps = history["step"].values
+    columns = ("layer", "fan_in", "fan_out", f"step {steps[0]}", f"step {steps[-1]}")
+    names = [str(name) for name in history["layer"].values]
+    rows = [
+        (name, fan_in, fan_out, f"{a:.3g}", f"{b:.3g}")
+        for name, fan_in, fan_out, a, b in zip(
+            names, history["fan_in"].values, history["fan_out"].values, first, last, strict=True
+        )
+    ]
+    print_table("RMS of the weight gradient, geometric mean over lanes", columns, rows, columns[1:])
+    accuracy = float(history["validation_accuracy"].isel(evaluation=-1).mean())
+    lanes = history.sizes["lane"]
+    print(f"validation accuracy {accuracy:.4f}, mean over {lanes} lane{'s' if lanes > 1 else ''}")
+    print(f"history     {folder / 'history.nc'}\nstatistics  {folder / 'statistics.csv'}")
+    if has_curves:
+        print(f"curves      tensorboard --logdir {folder / 'tensorboard'}")
+
+
+def _layer_rms(history: xr.Dataset, record: int) -> np.ndarray:
+    """[layers]; by way of the logarithm, so that what float32 cannot hold is shown too."""
+    return 10 ** history["gradient_log10_rms"].isel(record=record).astype(np.float64).mean("lane").values
+
+
+class ProgressBar:
+    """A bar on stderr with loss, accuracy, first-layer RMS and the time left; off a terminal, one line at the end.
+
+    As a context manager it cleans up; its `update` is what `vgjax.run` wants for `progress`.
+    """
+
+    def __init__(self, what: str):
+        self._bar = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[numbers]}"),
+            TimeRemainingColumn(),
+            console=Console(stderr=True),
+            disable=not sys.stderr.isatty(),
+            speed_estimate_period=SECONDS_OF_SPEED,
+        )
+        self._task = self._bar.add_task(what, total=None, numbers="compiling")
+        self._rms = float("nan")
+        self._last = ""
+
+    def __enter__(self) -> ProgressBar:
+        self._bar.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> None:
+        self._bar.stop()
+        if self._bar.disable and self._last and kind is None:
+            print(self._last, file=sys.stderr)
+
+    def update(self, part: xr.Dataset, total: int) -> None:
+        """A chunk has landed.
+
+        Args:
+          part: its history.
+          total: steps of the whole run.
+        """
+        if part.sizes["record"]:
+            self._rms = float(_layer_rms(part, -1)[0])
+        loss, accuracy = (float(part[name].mean()) for name in ("train_loss", "validation_accuracy"))
+        done = int(part["evaluated_at"].values[-1])
+        numbers = f"loss {loss:.4g}  accuracy {accuracy:.4f}  first-layer RMS {self._rms:.3g}"
+        self._bar.update(self._task, completed=done, total=total, numbers=numbers)
+        self._last = f"step {done} of {total}: {numbers}"
