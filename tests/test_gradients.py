@@ -77,7 +77,7 @@ def assert_same_gradients(found, expected, elements=4e-6):
         name, largest = jax.tree_util.keystr(path), np.abs(want).max()
         kernel = np.abs(expected[path[0].key]["kernel"]).max() if "bias" in name and "layer" in name else 0.0
         if largest < 1e-12 * kernel:  # a bias that batch norm takes away again: no gradient but for rounding
-            assert np.abs(have).max() < elements * kernel, name
+            assert np.abs(have).max() < 1e-4 * kernel, name
             continue
         assert largest > 0, name
         cancels = want.ndim == 0  # α's gradient is one sum over all examples and units
@@ -130,12 +130,15 @@ def test_reduction_and_bias(reduction, bias):
 
 
 PLACES = ["pre_activation", "post_activation", "layer_inputs", "network_input"]
+KINDS = [(norm, place, "plain") for norm in ("batch", "layer") for place in PLACES]
+KINDS += [
+    (norm, place, branch)
+    for branch in ("residual", "rezero")
+    for norm, place in (("none", PLACES[0]), ("batch", PLACES[0]), ("batch", PLACES[1]), ("layer", PLACES[2]))
+]
 
 
-@pytest.mark.parametrize("branch", ["plain", "residual", "rezero"])
-@pytest.mark.parametrize(
-    ("norm", "norm_at"), [("none", PLACES[0]), *((norm, at) for norm in ("batch", "layer") for at in PLACES)]
-)
+@pytest.mark.parametrize(("norm", "norm_at", "branch"), KINDS)
 def test_gradients_of_normalised_and_residual_networks(norm, norm_at, branch):
     """Batch and layer norm at every place, with and without skip connections."""
     config = Config(hidden=(12, 12, 8), activation="tanh", norm=norm, norm_at=norm_at, branch=branch)

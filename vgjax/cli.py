@@ -25,6 +25,7 @@ from vgjax.config import Config, Hypers, check_hypers
 from vgjax.names import text_of
 from vgjax.settings import Settings, in_one_line, parse_seeds, read_settings, seeds_as_words
 
+FAILED = 1
 BAD_INPUT = 2
 STOPPED = 130
 DEFAULTS = Settings()
@@ -94,7 +95,7 @@ class Train:
         folder = self.out or _new_folder(self.config)
         how = {name: getattr(self, name) for name in ("resume", "tensorboard", "shard", "devices")}
         try:
-            with ProgressBar(dataset.name) as bar:
+            with ProgressBar() as bar:
                 result = run(self.config, settings, seeds, dataset=dataset, folder=folder, progress=bar.update, **how)
         except KeyboardInterrupt:
             raise KeyboardInterrupt(self._advice(folder)) from None
@@ -224,8 +225,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BrokenPipeError:  # `vgjax list | head`: what is left to print has no reader
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
-    except (ValueError, OSError) as error:
+    except OSError as error:
+        return _say(f"vgjax: {error.filename or 'file'}: {error.strerror or error}", BAD_INPUT)
+    except ValueError as error:
         return _say(f"vgjax: {error}", BAD_INPUT)
+    except (MemoryError, OverflowError, RuntimeError) as error:
+        if isinstance(error, RuntimeError) and "Out of memory" not in str(error):
+            raise
+        return _say("vgjax: too large for this machine; allowed: a smaller network, batch or number of lanes", FAILED)
 
 
 def _say(message: str, status: int) -> int:

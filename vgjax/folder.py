@@ -45,7 +45,7 @@ class RunFolder:
         resolved = describe(about)
         file = path / "config.yaml"
         if file.exists():
-            there = yaml.safe_load(file.read_text())
+            there = _read(file)
             if there != resolved:
                 raise ValueError(f"{path} holds another run ({_difference(there, resolved)}); choose another folder")
             if not resume:
@@ -111,9 +111,17 @@ def describe(about: dict[str, Any]) -> dict[str, Any]:
     return {**about, "config": plain, "hypers": hypers, "seeds": list(about["seeds"])}
 
 
+def _read(file: Path) -> Any:
+    """What a config.yaml holds, None where it is damaged."""
+    try:
+        return yaml.safe_load(file.read_text())
+    except (yaml.YAMLError, UnicodeDecodeError):
+        return None
+
+
 def _difference(there: Any, wanted: dict[str, Any]) -> str:
     """The first field in which two runs differ."""
-    if not isinstance(there, dict):
+    if not isinstance(there, dict) or not isinstance(there.get("config"), dict):
         return "its config.yaml is damaged"
     flat_there, flat_wanted = _flat(there), _flat(wanted)
     for name in flat_wanted:

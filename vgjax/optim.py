@@ -84,7 +84,7 @@ SCHEDULES: dict[str, Entry] = {
     ),
     "warmup_cosine": Entry(
         lambda warmup=0.1: lambda steps: optax.warmup_cosine_decay_schedule(
-            0.0, 1.0, max(1, round(warmup * steps)), max(2, steps)
+            0.0, 1.0, max(1, round(warmup * steps)), max(2, round(warmup * steps) + 1, steps)
         ),
         "straight up for a share `warmup` of the steps, then cosine; warmup 0.1",
         "Goyal et al. 2017, 1706.02677",
@@ -106,7 +106,7 @@ def make_optimizer(config: Config, hypers: Hypers, total_steps: int) -> optax.Gr
     Raises:
       ValueError: an unknown name, or adamw with l2 decay.
     """
-    if config.optimizer == "adamw" and config.decay == "l2":
+    if str(config.optimizer).partition("(")[0].strip() == "adamw" and config.decay == "l2":
         raise ValueError("decay 'l2' is not allowed with optimizer 'adamw'; allowed: decoupled")
     decay = optax.add_decayed_weights(hypers.weight_decay, mask=_weights_only)
     shape = resolve("schedule", SCHEDULES, config.schedule)(total_steps)

@@ -52,8 +52,8 @@ def layout(shard: Sharding, n_lanes: int, batch_sizes: tuple[int, ...], n_device
       ValueError: the lanes or the batch do not divide into the devices.
     """
     available = len(jax.local_devices())
-    n = n_devices or available
-    if n > available:
+    n = available if n_devices is None else n_devices
+    if not 1 <= n <= available:
         raise ValueError(f"{n} devices asked for; allowed: 1 to {available}")
     lanes_divide = n_lanes % n == 0
     batch_divides = all(size % n == 0 for size in batch_sizes)
@@ -126,6 +126,12 @@ def program(where: Layout, one_lane: Callable[..., Any], lane_bytes: int) -> Cal
 
     axis = 0 if where.shard == "lanes" else None
     return jax.pmap(all_lanes, axis_name=AXIS, in_axes=(None, axis), out_axes=axis, devices=_devices(where))
+
+
+def start_program(one_lane: Callable[..., Any]) -> Callable[..., Any]:
+    """Compile `one_lane(shared, lane)` for all lanes, to run once: on a CPU compiling takes far longer than running."""
+    options: Any = {"xla_backend_optimization_level": 0} if jax.default_backend() == "cpu" else None
+    return jax.jit(jax.vmap(one_lane, in_axes=(None, 0)), compiler_options=options)
 
 
 CPU_CACHE_BYTES = 4_000_000

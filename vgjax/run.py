@@ -14,6 +14,7 @@ import numpy as np
 import xarray as xr
 
 from vgjax import batches, history, parallel, stats
+from vgjax.checks import check_names
 from vgjax.config import Config, Hypers, check_hypers
 from vgjax.data import Dataset, load
 from vgjax.folder import RunFolder
@@ -86,6 +87,7 @@ def run(
         raise ValueError("no lanes: at least one setting of the hypers and one seed are needed")
     for setting in settings:
         check_hypers(setting)
+    check_names(config)
     dataset = dataset or load(config.dataset, data_dir, manual_dir)
     train, validation = batches.arrays(dataset, config)
     n_lanes = len(settings) * len(seeds) * config.replicas
@@ -93,12 +95,16 @@ def run(
     program = Program(config, dataset.classes, len(train.labels), where)
     chunks = plan(config, program.steps_per_epoch, program.total_steps)
     lanes, coordinates = _lanes(settings, seeds, config.replicas)
+    most = max(len(chunk.recorded) for chunk in chunks)
+    shared = Shared(train, validation, _plan_arrays(chunks[0], most))
+    state = _first_state(program, shared, lanes, variables)  # what can be refused is refused before a file is written
+    shared, (lanes, state) = parallel.place(where, shared, (lanes, state))
     disk = None
     if folder is not None:
         about = {"config": config, "hypers": settings, "seeds": seeds, "data": dataset.source}
         disk = RunFolder.open(Path(folder), about, resume)
     try:
-        return _train(program, chunks, train, validation, lanes, coordinates, variables, disk, tensorboard, progress)
+        return _train(program, chunks, shared, lanes, state, coordinates, disk, tensorboard, progress)
     finally:
         if disk:
             disk.close()
@@ -107,19 +113,16 @@ def run(
 def _train(
     program: Program,
     chunks: list[Chunk],
-    train: batches.Arrays,
-    validation: batches.Arrays,
+    shared: Shared,
     lanes: Lane,
+    state: State,
     coordinates: dict[str, np.ndarray],
-    variables: Variables | None,
     disk: RunFolder | None,
     tensorboard: Which,
     progress: Callable[[xr.Dataset, int], None] | None,
 ) -> Result:
     where = program.where
-    most = max(len(chunk.recorded) for chunk in chunks)
-    shared, lanes = parallel.place(where, Shared(train, validation, _plan_arrays(chunks[0], most)), lanes)
-    state = _first_state(program, shared, lanes, variables)
+    most = shared.plan.gaps.shape[0] - 1
     one_lane = jax.eval_shape(lambda x: jax.tree.map(lambda leaf: leaf[0], parallel.gather(where, x)), state)
     layers = {name: w.shape for name, w in stats.weights_by_layer(one_lane.variables["params"]).items()}
     done, parts = 0, []
@@ -193,20 +196,25 @@ def _lanes(settings: list[Hypers], seeds: list[int], replicas: int) -> tuple[Lan
 
 
 def _first_state(program: Program, shared: Shared, lanes: Lane, variables: Variables | None) -> State:
-    if variables is None:
-        return _initial_program(program)(shared, lanes)
-    _, placed = parallel.place(program.where, (), variables)
-    return _fresh_program(program)(shared, (lanes, placed))
+    if variables is not None:
+        return _start_program(program, fresh_state)(shared, (lanes, variables))
+    replicas = program.config.replicas
+    starts = jax.tree.map(lambda x: x[::replicas], lanes)  # replicas start alike
+    state = _start_program(_start_only(program), initial_state)(shared, starts)
+    return jax.tree.map(lambda x: jnp.repeat(x, replicas, axis=0), state)
 
 
 @functools.lru_cache(maxsize=64)
-def _initial_program(program: Program) -> Callable[..., Any]:
-    return parallel.program(program.where, functools.partial(initial_state, program), 0)
+def _start_program(program: Program, start: Callable[..., State]) -> Callable[..., Any]:
+    return parallel.start_program(functools.partial(start, program))
 
 
-@functools.lru_cache(maxsize=64)
-def _fresh_program(program: Program) -> Callable[..., Any]:
-    return parallel.program(program.where, lambda _, lane: fresh_state(program, *lane), 0)
+def _start_only(program: Program) -> Program:
+    """The program less what does not matter to the first state, so that runs which start alike share one compile."""
+    later = {"dataset": "", "epochs": 1, "steps": 0, "replicas": 1, "reduction": "mean", "record_every": 0}
+    shuffle = program.config.shuffle if program.config.shuffle == "never" else "once"  # epoch 0 is the same
+    where = parallel.Layout(1, "lanes")
+    return program._replace(config=dataclasses.replace(program.config, shuffle=shuffle, **later), where=where)
 
 
 @functools.lru_cache(maxsize=64)

@@ -134,8 +134,8 @@ def in_one_line(box: str) -> str:
     lines = [line.strip("│╭╮╰╯ ") for line in re.sub(r"\x1b\[[\d;]*m", "", box).splitlines()]
     bars = [i for i, line in enumerate(lines) if not line.strip("─") or line.startswith("─")]
     what, *more = [" ".join(lines[start + 1 : stop]) for start, stop in pairwise(bars)]
-    what = re.sub(r"^Error parsing (\S*\.(config|hypers): )?", "", what).partition(" Arguments are applied")[0]
-    if choice := re.fullmatch(r"invalid choice '(.*)' for argument '(.*)'. Expected one of (\(.*\)).", what):
+    what = re.sub(r"^Error parsing (\S*\.(config|hypers): )?", "", what).partition(" Arguments are applied")[0].rstrip(".")
+    if choice := re.fullmatch(r"invalid choice '(.*)' for argument '(.*)'. Expected one of (\(.*\))", what):
         return f"{choice[2]} {choice[1]!r} is not allowed; {nearest(choice[1], ast.literal_eval(choice[3]))}"
     for hint in more:
         if usage := re.match(r"Argument helptext: (-.*?\S) [A-Z]\w* [a-z]", hint):
@@ -144,4 +144,4 @@ def in_one_line(box: str) -> str:
             return f"{what}; did you mean {meant[1]!r} of `{meant[2]}`? allowed: see `{meant[2]} --help`"
         if commands := re.match(r"Available subcommands: (.*)", hint):
             return f"{what}; {nearest(what.split(': ')[-1].split(',')[0], commands[1].split(', '))}"
-    return what
+    return f"{what}; allowed: see `vgjax --help`"

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import xarray as xr
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
 from vgjax.model import ModuleRow
@@ -49,11 +49,12 @@ def print_table(title: str, columns: Sequence[str], rows: Iterable[Sequence[Any]
       rows: cells; None is left empty.
       numbers: the columns that are aligned to the right.
     """
-    table = Table(title=title, title_justify="left", box=None, pad_edge=False, header_style="bold")
+    table = Table(box=None, pad_edge=False, header_style="bold")
     for column in columns:
         table.add_column(column, justify="right" if column in numbers else "left")
     for row in rows:
         table.add_row(*("" if cell is None else str(cell).replace("[", r"\[") for cell in row))
+    print(title)
     Console(file=sys.stdout, width=None if sys.stdout.isatty() else WIDTH_OF_A_PIPE).print(table)
 
 
@@ -78,11 +79,11 @@ def print_network(rows: Sequence[ModuleRow], features: int) -> None:
 
 def print_names(topics: Sequence[str]) -> None:
     """What can be named: a table a topic."""
-    for topic in topics:
+    for i, topic in enumerate(topics):
         module, table = TOPICS[topic]
         entries = getattr(importlib.import_module(f"vgjax.{module}"), table)
         rows = [(name, *(CLIPS[name] if topic == "clips" else (e.summary, e.source))) for name, e in entries.items()]
-        print_table(f"\n{topic}", ("name", "what", "source"), rows)
+        print_table(f"\n{topic}" if i else topic, ("name", "what", "source"), rows)
 
 
 def print_data(rows: Sequence[dict[str, Any]]) -> None:
@@ -128,18 +129,17 @@ class ProgressBar:
     As a context manager it cleans up; its `update` is what `vgjax.run` wants for `progress`.
     """
 
-    def __init__(self, what: str):
+    def __init__(self) -> None:
         self._bar = Progress(
+            BarColumn(bar_width=10),  # all of it fits into 80 columns
+            TaskProgressColumn(),
             TextColumn("{task.description}"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TextColumn("{task.fields[numbers]}"),
             TimeRemainingColumn(),
             console=Console(stderr=True),
             disable=not sys.stderr.isatty(),
             speed_estimate_period=SECONDS_OF_SPEED,
         )
-        self._task = self._bar.add_task(what, total=None, numbers="compiling")
+        self._task = self._bar.add_task("compiling", total=None)
         self._rms = float("nan")
         self._last = ""
 
@@ -163,6 +163,6 @@ class ProgressBar:
             self._rms = float(_layer_rms(part, -1)[0])
         loss, accuracy = (float(part[name].mean()) for name in ("train_loss", "validation_accuracy"))
         done = int(part["evaluated_at"].values[-1])
-        numbers = f"loss {loss:.4g}  accuracy {accuracy:.4f}  first-layer RMS {self._rms:.3g}"
-        self._bar.update(self._task, completed=done, total=total, numbers=numbers)
-        self._last = f"step {done} of {total}: {numbers}"
+        numbers = f"loss {loss:.3g}  accuracy {accuracy:.3f}  first-layer RMS {self._rms:.2g}"
+        self._bar.update(self._task, completed=done, total=total, description=numbers)
+        self._last = f"step {done} of {total}  {numbers}"

@@ -150,11 +150,12 @@ def initial_state(program: Program, shared: Shared, lane: Lane) -> State:
     rows = order[: min(config.batch_size, program.n_examples)]
     inputs = batches.scaled(shared.train, shared.train.inputs[rows])
     variables = initial_variables(config, program.classes, lane.hypers, purpose_key(lane.key, "init"), inputs)
-    return fresh_state(program, lane, variables)
+    return fresh_state(program, shared, (lane, variables))
 
 
-def fresh_state(program: Program, lane: Lane, variables: Variables) -> State:
+def fresh_state(program: Program, shared: Shared, lane_and_variables: tuple[Lane, Variables]) -> State:
     """Given parameters, and an optimizer that has not moved yet."""
+    lane, variables = lane_and_variables
     tx = make_optimizer(program.config, lane.hypers, program.total_steps)
     return State(variables, tx.init(variables["params"]))
 

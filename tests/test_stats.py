@@ -1,0 +1,185 @@
+"""Statistics against float64 NumPy over sixty orders of magnitude, and exact histograms of every kind of float32."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from vgjax import stats
+
+TINY = np.finfo(np.float32).smallest_normal  # below it a CPU flushes to zero
+
+
+def expected(g):
+    """Every gradient statistic in float64."""
+    g = g.astype(np.float64)
+    with np.errstate(all="ignore"):
+        rms = np.sqrt(np.mean(g**2))
+        return {
+            "gradient_norm": np.linalg.norm(g),
+            "gradient_rms": rms,
+            "gradient_log10_rms": np.log10(rms),
+            "gradient_mean": g.mean(),
+            "gradient_std": g.std(),
+            "gradient_max": np.abs(g).max(),
+            "gradient_zero_fraction": np.mean(g == 0),
+        }
+
+
+def found(g):
+    """The package's, of one layer, compiled."""
+    statistics = jax.jit(stats.gradient_statistics)({"layer_1": {"kernel": jnp.asarray(g)}})
+    return {name: float(value[0]) for name, value in statistics.items()}
+
+
+def from_bits(bits):
+    return np.asarray(bits, np.uint32).view(np.float32)
+
+
+@pytest.mark.parametrize("size", [1e-36, 1e-30, 1e-20, 1e-7, 1.0, 1e20, 1e30, 3e37])
+def test_statistics_at_every_magnitude(size):
+    """A layer with zeros among its gradients, scaled to vanish and to explode."""
+    rng = np.random.default_rng(0)
+    g = (rng.normal(size=(300, 200)) + 0.3).astype(np.float32)
+    g[::7, ::5] = 0
+    g = (g.astype(np.float64) * size).astype(np.float32)
+    g[np.abs(g) < TINY] = 0
+    want, have = expected(g), found(g)
+    assert have.keys() == want.keys()
+    for name, value in want.items():
+        if name == "gradient_log10_rms":
+            assert have[name] == pytest.approx(value, abs=2e-6), name  # a logarithm: an absolute error is a relative one
+        elif abs(value) > np.finfo(np.float32).max:
+            assert have[name] == np.inf, name  # a norm beyond float32
+        else:
+            assert have[name] == pytest.approx(value, rel=5e-6, abs=0), name
+
+
+@pytest.mark.parametrize("largest", [1e38, 3e38, np.finfo(np.float32).max])
+def test_the_largest_numbers_are_not_taken_for_zero(largest):
+    """Up to the last float32: RMS, mean and maximum are right, a norm that is no float32 is infinite."""
+    g = np.array([[largest, -largest], [largest / 2, 0]], np.float32)
+    want, have = expected(g), found(g)
+    for name in ("gradient_rms", "gradient_log10_rms", "gradient_mean", "gradient_max", "gradient_std"):
+        assert have[name] == pytest.approx(want[name], rel=1e-6), name
+    wanted = want["gradient_norm"] if want["gradient_norm"] < np.finfo(np.float32).max else np.inf
+    assert have["gradient_norm"] == pytest.approx(wanted, rel=1e-6)
+
+
+@pytest.mark.parametrize(
+    "planted", [[0.0], [np.inf], [-np.inf], [np.inf, -np.inf], [np.nan], [np.nan, np.inf]], ids=str
+)
+def test_zeros_infinities_and_nan(planted):
+    """As NumPy has them: Inf makes norms Inf and the deviation NaN, NaN makes all NaN; an all-zero layer has log₁₀ −Inf."""
+    g = np.ones((4, 3), np.float32) * (0 if planted == [0.0] else 1)
+    g.flat[: len(planted)] = planted
+    want, have = expected(g), found(g)
+    for name in want:
+        assert have[name] == pytest.approx(want[name], nan_ok=True), name
+
+
+def test_subnormals_are_no_exact_zeros():
+    """A flushing CPU computes with them as zeros, and they are still not counted as such."""
+    have = found(from_bits([[1, 0x80000001, 0x007FFFFF, 0]]))
+    assert have["gradient_zero_fraction"] == 0.25
+
+
+def test_many_small_terms_are_not_lost():
+    """The sum over a million elements keeps float32's digits."""
+    g = np.full((1000, 1000), 0.1, np.float32)
+    g[0, 0] = 100.0
+    for name, value in expected(g).items():
+        assert found(g)[name] == pytest.approx(value, rel=2e-6), name
+
+
+def test_weight_statistics():
+    """‖W‖ and ‖ΔW‖/‖W‖ a layer, whatever their magnitudes; Inf where W = 0."""
+    rng = np.random.default_rng(1)
+    w, dw = ([rng.normal(size=(5, 4)).astype(np.float32) for _ in range(3)] for _ in range(2))
+    w[0], dw[0], dw[1], w[2] = w[0] * 1e-25, dw[0] * 1e-30, dw[1] * 1e30, w[2] * 0
+    trees = [{f"layer_{i}": {"kernel": jnp.asarray(x)} for i, x in enumerate(xs, 1)} for xs in (w, dw)]
+    have = jax.jit(stats.weight_statistics)(*trees)
+    sizes = [[np.linalg.norm(x.astype(np.float64)) for x in xs] for xs in (w, dw)]
+    np.testing.assert_allclose(have["weight_norm"], sizes[0], rtol=1e-6)
+    np.testing.assert_allclose(have["update_ratio"][:2], np.divide(sizes[1][:2], sizes[0][:2]), rtol=1e-6)
+    assert have["update_ratio"][2] == np.inf
+
+
+def test_norm_and_rms():
+    """The two alone say what the record says."""
+    g = (np.random.default_rng(2).normal(size=(30, 20)) * 1e-30).astype(np.float32)
+    for function, name in ((stats.norm, "gradient_norm"), (stats.rms, "gradient_rms")):
+        assert float(function(jnp.asarray(g))) == pytest.approx(expected(g)[name], rel=1e-6, abs=0)
+
+
+def test_layers_stand_in_natural_order():
+    """layer_2 before layer_10; biases and norms are no layers."""
+    tree = {f"layer_{i}": {"kernel": jnp.zeros((i, 2)), "bias": jnp.zeros(2)} for i in (10, 2, 1)}
+    tree |= {"norm_1": {"scale": jnp.zeros(2)}, "alpha_1": jnp.zeros(())}
+    found = stats.weights_by_layer(tree)
+    assert list(found) == ["layer_1", "layer_2", "layer_10"]
+    assert [w.shape[0] for w in found.values()] == [1, 2, 10]
+
+
+def numpy_counts(x):
+    """The histogram by NumPy's frexp, which knows subnormals, infinities and NaN without looking at bits."""
+    counts = np.zeros(stats.N_BINS, np.int64)
+    with np.errstate(invalid="ignore"):  # signalling NaN
+        wide = x.astype(np.float64)
+    counts[stats.NAN_BIN] = np.isnan(wide).sum()
+    counts[stats.ZERO_BIN] = (wide == 0).sum()
+    for sign, side in ((1, wide > 0), (-1, wide < 0)):
+        size = np.abs(wide[side])
+        counts[256 + sign * 256] += np.isinf(size).sum()
+        size = size[np.isfinite(size)]
+        exponent = np.frexp(size)[1] - 1  # 2^exponent ≤ size < 2^(exponent + 1)
+        biased = np.maximum(exponent + 127, 0)
+        np.add.at(counts, 256 + sign * (1 + biased), 1)
+    return counts
+
+
+@pytest.fixture(scope="module")
+def any_floats():
+    """A million float32 numbers with random bits, and every special one."""
+    bits = np.random.default_rng(3).integers(0, 2**32, 10**6, dtype=np.uint32)
+    subnormal = np.arange(1, 1000, dtype=np.uint32)
+    special = [0, 0x80000000, 0x7F800000, 0xFF800000, 0x7FC00000, 0xFFC00000, 0x7F800001, 0x00800000, 0x7F7FFFFF]
+    bits = np.concatenate([bits, subnormal, subnormal | 0x80000000, np.array(special, np.uint32)])
+    return bits, from_bits(bits)
+
+
+def test_histogram_is_exact(any_floats):
+    """Counts of random-bit numbers are NumPy's, to the last one."""
+    bits, x = any_floats
+    on_device = jax.lax.bitcast_convert_type(jnp.asarray(bits), jnp.float32)
+    have = np.asarray(jax.jit(stats.log2_histogram)(on_device))
+    want = numpy_counts(x)
+    assert have.shape == (stats.N_BINS,) and have.dtype == np.int32
+    assert want[[0, 255, 256, 257, 512, 513]].all()
+    np.testing.assert_array_equal(have, want)
+    assert have.sum() == x.size
+
+
+def test_edges_hold_their_numbers(any_floats):
+    """Every finite number lies between the edges of the bin in which the histogram counts it."""
+    _, x = any_floats
+    left, right = stats.bin_edges()
+    assert left.shape == right.shape == (stats.N_BINS,)
+    assert (left[ok := ~np.isnan(left)] <= right[ok]).all() and (np.diff(left[:-1]) >= 0).all()
+    assert np.array_equal(-left[:-1][::-1], right[:-1]) and np.isnan([left[-1], right[-1]]).all()
+    some = x[np.isfinite(x)][-5000:]
+    bins = np.argmax(jax.jit(jax.vmap(stats.log2_histogram))(jnp.asarray(some)[:, None]), axis=1)
+    value = some.astype(np.float64)
+    positive = (left[bins] <= value) & (value < right[bins])
+    negative = (left[bins] < value) & (value <= right[bins])
+    assert np.where(value > 0, positive, np.where(value < 0, negative, bins == stats.ZERO_BIN)).all()
+
+
+def test_histograms_of_layers():
+    """One row a layer, summing to its number of weights."""
+    tree = {"layer_1": {"kernel": jnp.full((3, 4), -1.5), "bias": jnp.ones(4)}, "layer_2": {"kernel": jnp.zeros((4, 2))}}
+    rows = np.asarray(stats.histograms(tree))
+    assert rows.sum(1).tolist() == [12, 8]
+    assert rows[0, 256 - 1 - 127] == 12 and rows[1, stats.ZERO_BIN] == 8
