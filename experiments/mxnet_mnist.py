@@ -19,11 +19,11 @@ The fourth setting, Xavier with ReLU, is not in the tutorial.
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pandas as pd
 import xarray as xr
-from matplotlib.figure import Figure
 
 from experiments.reproduction import Options, Outcome, Picture, Row, Within, dataset_or_stand_in, head, row
 from vgjax import figures, theory
@@ -38,7 +38,7 @@ SOURCE = "MXNet tutorial, printed log"
 CLOSED_FORM = "closed form (mean field, pair sum)"
 
 XAVIER = "mxnet_xavier(factor_type=in, magnitude=2.34)"
-GRID = {
+GRID: dict[str, dict[str, Any]] = {
     "uniform, sigmoid": {"initializer": "uniform(0.1)", "activation": "sigmoid"},
     "uniform, relu": {"initializer": "uniform(0.1)", "activation": "relu"},
     "xavier, sigmoid": {"initializer": XAVIER, "activation": "sigmoid"},
@@ -51,7 +51,7 @@ FAITHFUL = replace(CLEAN, reduction="sum", replicas=4, shuffle="once")
 HYPERS = Hypers(learning_rate=0.1, weight_decay=1e-5)
 
 # The tutorial's log: first-layer RMS of the four replicas at steps 1 and 4213; validation accuracy of epochs 0 and 9.
-PUBLISHED = {
+PUBLISHED: dict[str, list[dict[str, Any]]] = {
     "uniform, sigmoid": [
         {
             "first": [5.1907e-07, 4.2085e-07, 4.31894e-07, 5.80652e-07],
@@ -114,14 +114,14 @@ def _train(options: Options, mode: str, setting: str, config: Config, data: Data
     return train(config, HYPERS, seeds, dataset=data, folder=folder, resume=True, tensorboard="first").history
 
 
-def _first_steps(options: Options, fields: dict[str, str], data: Dataset) -> xr.Dataset:
+def _first_steps(options: Options, fields: dict[str, Any], data: Dataset) -> xr.Dataset:
     """The first step alone, from many seeds: they cost no training."""
     config = replace(FAITHFUL, dataset=data.name, steps=1, **fields)
     return train(config, HYPERS, 2 if options.smoke else 32, dataset=data).history
 
 
-def predict(fields: dict[str, str], data: Dataset, n_batches: int) -> np.ndarray:
-    """RMS of every layer's weight gradient at step 1 by the closed form, over random batches of one replica, [layers]."""
+def predict(fields: dict[str, Any], data: Dataset, n_batches: int) -> np.ndarray:
+    """RMS of every layer's weight gradient at step 1 by the closed form, over random batches of a replica, [layers]."""
     rng = np.random.default_rng(0)
     size = FAITHFUL.batch_size // FAITHFUL.replicas
     widths = (data.train_inputs.shape[1], *FAITHFUL.hidden, data.classes)
@@ -160,8 +160,8 @@ def _against_log(
     label: str, setting: str, log: dict, first: Estimate, closed: float, history: xr.Dataset, has_data: bool
 ) -> list[Row]:
     activation = setting.split(", ")[1]
-    late = history["gradient_rms"].isel(layer=0, record=LAST_EPOCH)
-    last = geometric_estimate(np.exp(by_seed(np.log(late))).values)
+    late = history["gradient_log10_rms"].isel(layer=0, record=LAST_EPOCH)
+    last = geometric_estimate(10 ** by_seed(late).values)
     accuracy = by_seed(history["validation_accuracy"])
     before, after = (estimate(accuracy.isel(evaluation=e).values) for e in (0, -1))
     learns = activation == "relu"
@@ -214,7 +214,7 @@ def _first_layer_over_time(
     for which, (setting, history) in enumerate(histories.items()):
         rms = history["gradient_rms"].isel(layer=0)
         steps = history["step"].values + 1
-        centre = np.exp(np.log(rms).mean("lane"))
+        centre = 10 ** history["gradient_log10_rms"].isel(layer=0).mean("lane")
         figures.series(axes, steps, centre, rms.min("lane"), rms.max("lane"), setting, which)
         axes.plot(1, predicted[setting][0], marker="_", markersize=16, color=f"C{which}", markeredgewidth=2.5)
         for log in PUBLISHED.get(setting, []) if has_data else []:
@@ -240,7 +240,7 @@ def _every_layer(histories: dict[str, xr.Dataset], predicted: dict[str, np.ndarr
         layers = np.arange(1, history.sizes["layer"] + 1)
         for axes, record in ((left, 0), (right, -1)):
             rms = history["gradient_rms"].isel(record=record)
-            centre = np.exp(np.log(rms).mean("lane"))
+            centre = 10 ** history["gradient_log10_rms"].isel(record=record).mean("lane")
             figures.series(axes, layers, centre, rms.min("lane"), rms.max("lane"), setting, which)
             tables.append(rms.to_dataframe().reset_index().assign(setting=setting))
         figures.theory_line(left, layers, predicted[setting], which)
@@ -286,10 +286,14 @@ def _accuracy(histories: dict[tuple[str, str], xr.Dataset], has_data: bool) -> P
         for which, setting in enumerate(GRID):
             accuracy = by_seed(histories[mode, setting]["validation_accuracy"])
             epochs = np.arange(accuracy.sizes["evaluation"])
-            figures.series(axes, epochs, accuracy.mean("seed"), accuracy.min("seed"), accuracy.max("seed"), setting, which)
+            figures.series(
+                axes, epochs, accuracy.mean("seed"), accuracy.min("seed"), accuracy.max("seed"), setting, which
+            )
             for log in PUBLISHED.get(setting, []) if has_data and mode == "faithful" else []:
                 figures.published_points(axes, [0, 9], log["accuracy"], which)
-            tables.append(accuracy.to_dataframe(name="validation_accuracy").reset_index().assign(mode=mode, setting=setting))
+            tables.append(
+                accuracy.to_dataframe(name="validation_accuracy").reset_index().assign(mode=mode, setting=setting)
+            )
         axes.set(title=mode, xlabel="epoch", ylim=(0, 1))
     both[0].set_ylabel("validation accuracy")
     both[1].legend(loc="center right")

@@ -81,7 +81,7 @@ def test_own_data_sets_by_import_path_callable_or_value(tmp_path, monkeypatch):
     assert data.load(of_its_own).name == "own"
     value = of_its_own()
     assert data.load(value) is value
-    with pytest.raises(ValueError, match="'mydata:wrong' gives a int; allowed: vgjax.data.Dataset"):
+    with pytest.raises(ValueError, match=r"'mydata:wrong' gives a int; allowed: vgjax.data.Dataset"):
         data.load("mydata:wrong")
     with pytest.raises(ValueError, match="mydata has no 'smal'; did you mean 'small'"):
         data.load("mydata:smal")
@@ -339,13 +339,13 @@ def test_no_pickle_is_loaded(cached, tmp_path, bare):
         for name, content in members.items():
             harm = pickle.dumps(bomb) if bare else buffer.getvalue()
             archive.writestr(name, harm if name == "train_labels.npy" else content)
-    with pytest.raises(ValueError, match="tiny_images.npz is damaged"):
+    with pytest.raises(ValueError, match=r"tiny_images.npz is damaged"):
         data.load("tiny_images", cached.parents[1])
     assert not (tmp_path / "went_off").exists()
 
 
 def test_a_preparation_that_fails_says_so_in_one_line_and_leaves_nothing(tiny_builder, tmp_path):
-    with pytest.raises(ValueError, match="'tiny_broken': TFDS cannot prepare it .RuntimeError: .*half-way") as caught:
+    with pytest.raises(ValueError, match=r"'tiny_broken': TFDS cannot prepare it .RuntimeError: .*half-way") as caught:
         data.load("tiny_broken", tmp_path)
     assert "\n" not in str(caught.value)
     assert list(tmp_path.iterdir()) == []
@@ -387,7 +387,7 @@ def no_network(monkeypatch):
 
 def test_without_a_network_the_refusal_is_quick_and_says_what_to_do(no_network, tmp_path):
     start = time.perf_counter()
-    with pytest.raises(data.DataUnavailable, match="train-images-idx3-ubyte.gz.*--manual-dir DIR") as caught:
+    with pytest.raises(data.DataUnavailable, match=r"train-images-idx3-ubyte.gz.*--manual-dir DIR") as caught:
         data.load("fashion_mnist", tmp_path / "data")
     assert time.perf_counter() - start < 30  # TFDS's own retries take minutes
     assert "\n" not in str(caught.value)
@@ -403,10 +403,10 @@ def test_a_file_with_the_wrong_checksum_is_named(no_network, tmp_path, arrays):
 
 
 def test_a_manual_dir_that_is_not_there_is_refused(tmp_path, monkeypatch):
-    with pytest.raises(ValueError, match="no folder .*nowhere"):
+    with pytest.raises(ValueError, match=r"no folder .*nowhere"):
         data.load("mnist", tmp_path, tmp_path / "nowhere")
     monkeypatch.setenv("VGJAX_MANUAL_DIR", str(tmp_path / "elsewhere"))
-    with pytest.raises(ValueError, match="no folder .*elsewhere"):
+    with pytest.raises(ValueError, match=r"no folder .*elsewhere"):
         data.load("mnist", tmp_path)
 
 

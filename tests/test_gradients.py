@@ -99,9 +99,7 @@ def test_the_reference_is_the_derivative_of_its_own_loss():
         leaves, tree = jax.tree.flatten(params)
         for i, gradient in enumerate(jax.tree.leaves(gradients)):
             direction = np.random.default_rng(i).normal(size=leaves[i].shape)
-            moved = [
-                tree.unflatten([*leaves[:i], leaves[i] + h * direction, *leaves[i + 1 :]]) for h in (1e-5, -1e-5)
-            ]
+            moved = [tree.unflatten([*leaves[:i], leaves[i] + h * direction, *leaves[i + 1 :]]) for h in (1e-5, -1e-5)]
             up, down = (reference.loss_and_gradients(p, x, labels, **kind)[0] for p in moved)
             assert (up - down) / 2e-5 == pytest.approx(np.sum(gradient * direction), rel=1e-5)
 

@@ -239,9 +239,7 @@ def keras():
 def test_same_steps_as_keras(keras, name, size):
     """SGD(clipvalue=…) and Adam of real Keras move a variable as ours do, over three steps."""
     gradients = [(size * g["layer_1"]["kernel"]).astype(np.float32) for g in GRADIENTS]
-    theirs = (
-        keras.optimizers.SGD(LR, clipvalue=0.5 * size) if name == "sgd" else keras.optimizers.Adam(LR)
-    )
+    theirs = keras.optimizers.SGD(LR, clipvalue=0.5 * size) if name == "sgd" else keras.optimizers.Adam(LR)
     config = Config(optimizer=name, clip="value" if name == "sgd" else "none")
     tx = make_optimizer(config, Hypers(LR, clip_threshold=0.5 * size), 10)
     variable = keras.Variable(np.zeros((4, 3), np.float32))

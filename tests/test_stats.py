@@ -50,7 +50,9 @@ def test_statistics_at_every_magnitude(size):
     assert have.keys() == want.keys()
     for name, value in want.items():
         if name == "gradient_log10_rms":
-            assert have[name] == pytest.approx(value, abs=2e-6), name  # a logarithm: an absolute error is a relative one
+            assert have[name] == pytest.approx(value, abs=2e-6), (
+                name
+            )  # a logarithm: an absolute error is a relative one
         elif abs(value) > np.finfo(np.float32).max:
             assert have[name] == np.inf, name  # a norm beyond float32
         else:
@@ -179,7 +181,10 @@ def test_edges_hold_their_numbers(any_floats):
 
 def test_histograms_of_layers():
     """One row a layer, summing to its number of weights."""
-    tree = {"layer_1": {"kernel": jnp.full((3, 4), -1.5), "bias": jnp.ones(4)}, "layer_2": {"kernel": jnp.zeros((4, 2))}}
+    tree = {
+        "layer_1": {"kernel": jnp.full((3, 4), -1.5), "bias": jnp.ones(4)},
+        "layer_2": {"kernel": jnp.zeros((4, 2))},
+    }
     rows = np.asarray(stats.histograms(tree))
     assert rows.sum(1).tolist() == [12, 8]
     assert rows[0, 256 - 1 - 127] == 12 and rows[1, stats.ZERO_BIN] == 8

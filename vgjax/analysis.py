@@ -1,4 +1,4 @@
-"""What a history says, in numbers: means with intervals over seeds, ratios between layers, measured against predicted."""
+"""What a history says, in numbers: means with intervals over seeds, ratios between layers, histograms."""
 
 from __future__ import annotations
 
@@ -33,11 +33,11 @@ def estimate(values: np.ndarray) -> Estimate:
 
 
 def geometric_estimate(values: np.ndarray) -> Estimate:
-    """As `estimate`, of the logarithms: for gradients, which spread over magnitudes. Zero or infinite values give NaN."""
+    """As `estimate`, of the logarithms: for gradients, which spread over magnitudes; zeros give NaN."""
     with np.errstate(divide="ignore", invalid="ignore"):
         logs = np.log(np.asarray(values, np.float64))
-        value, low, high, n = estimate(logs)
-    return Estimate(*(float(np.exp(x)) for x in (value, low, high)), n)
+        mean = estimate(logs)
+    return Estimate(float(np.exp(mean.value)), float(np.exp(mean.low)), float(np.exp(mean.high)), mean.n)
 
 
 def by_seed(values: xr.DataArray) -> xr.DataArray:

@@ -1,4 +1,4 @@
-"""A data set on the device: bytes scaled as they are read, shuffled there, cut into batches by the step number alone."""
+"""A data set on the device: bytes scaled as they are read, shuffled there, cut into batches by the step alone."""
 
 from __future__ import annotations
 
@@ -51,7 +51,9 @@ def arrays(dataset: Dataset, config: Config) -> tuple[Arrays, Arrays]:
     if config.replicas > 1:  # each replica scores its own part of every batch, and the rest is dropped
         usable = len(validation[1]) - len(validation[1]) % config.batch_size
         if not usable:
-            raise ValueError(f"batch_size {config.batch_size} is more than the {len(validation[1])} validation examples")
+            raise ValueError(
+                f"batch_size {config.batch_size} is more than the {len(validation[1])} validation examples"
+            )
         validation = (validation[0][:usable], validation[1][:usable])
     shift, scale = _scaling(inputs, config)
 
@@ -93,7 +95,7 @@ def epoch_order(config: Config, n: int, key: jax.Array, epoch: jax.Array) -> jax
     else:
         shuffle_key = jax.random.fold_in(key, epoch if config.shuffle == "every_epoch" else 0)
         order = jax.random.permutation(shuffle_key, n)
-    return jnp.resize(order, steps_per_epoch(config, n) * config.batch_size)
+    return jnp.resize(order, (steps_per_epoch(config, n) * config.batch_size,))
 
 
 def batch_at(

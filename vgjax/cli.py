@@ -214,6 +214,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     Args:
       argv: the arguments; None: the process's own.
     """
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="replace")  # a terminal without σ and × shows question marks
     try:
         parse(list(sys.argv[1:] if argv is None else argv)).run()
         sys.stdout.flush()

@@ -38,7 +38,7 @@ class Config:
     """Everything that changes shapes or the compiled program."""
 
     dataset: Named = "mnist"
-    """Data set: a name from `vgjax list datasets`, any TFDS image classification set, or a folder of IDX files [name]."""
+    """Data set: see `vgjax list datasets`; any TFDS image classification set; or a folder of IDX files [name]."""
     scaling: Literal["auto", "1/255", "1/256", "standardised", "none"] = "auto"
     """Inputs are multiplied by this, or standardised per feature; auto: 1/255 for bytes, none for floats."""
     holdout: int = 0
@@ -57,7 +57,7 @@ class Config:
     norm: Literal["none", "batch", "layer"] = "none"
     """Normalisation."""
     norm_at: Literal["pre_activation", "post_activation", "layer_inputs", "network_input"] = "pre_activation"
-    """Where it normalises: around the activation, at the input of each hidden layer, or at the network's input alone."""
+    """Where it normalises: before or after the activation, each hidden layer's inputs, or the network's input."""
     norm_epsilon: float = 1e-5
     """Added to the variance inside the normalisation [activation units squared]."""
     norm_momentum: float = 0.99
@@ -104,7 +104,9 @@ class Config:
         for name, hint in get_type_hints(Config).items():
             allowed = get_args(hint) if get_origin(hint) is Literal else None
             if allowed and getattr(self, name) not in allowed:
-                raise ValueError(f"{name} {getattr(self, name)!r} is not allowed; {nearest(getattr(self, name), allowed)}")
+                raise ValueError(
+                    f"{name} {getattr(self, name)!r} is not allowed; {nearest(getattr(self, name), allowed)}"
+                )
         if self.batch_size % self.replicas:
             raise ValueError(f"batch_size {self.batch_size} does not divide into {self.replicas} replicas")
         if self.replicas > 1 and self.last_batch == "keep":

@@ -14,7 +14,7 @@ PACKAGES = ("vgjax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "clu"
 
 
 def environment() -> dict[str, Any]:
-    """Versions, devices, commit (with "+changes" where the tree differs from it, None outside a checkout) and date (UTC)."""
+    """Versions, devices, commit ("+changes" where the tree differs; None outside a checkout), date (UTC)."""
     import jax
 
     return {

@@ -5,7 +5,7 @@ Measurements are points joined by lines, with a band for their spread; theory is
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, ParamSpec, TypeVar
 
@@ -14,6 +14,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter
+from numpy.typing import ArrayLike
 
 STYLE = Path(__file__).with_name("paper.mplstyle")
 MARKERS = "osD^vP*"
@@ -38,18 +39,20 @@ def panels(rows: int = 1, columns: int = 1, width: float = 4.0, height: float = 
     return figure, figure.subplots(rows, columns, squeeze=False, **kwargs)
 
 
-def series(axes: Axes, x: Sequence, centre: Sequence, low: Sequence, high: Sequence, label: str, which: int) -> None:
+def series(
+    axes: Axes, x: ArrayLike, centre: ArrayLike, low: ArrayLike, high: ArrayLike, label: str, which: int
+) -> None:
     """A measured line with points, and a band from low to high."""
     axes.plot(x, centre, marker=MARKERS[which % len(MARKERS)], color=f"C{which}", label=label)
     axes.fill_between(x, low, high, color=f"C{which}", alpha=0.18, linewidth=0)
 
 
-def theory_line(axes: Axes, x: Sequence, y: Sequence, which: int, label: str | None = None) -> None:
+def theory_line(axes: Axes, x: ArrayLike, y: ArrayLike, which: int, label: str | None = None) -> None:
     """A predicted line: dashed, without points."""
     axes.plot(x, y, linestyle="--", linewidth=1.1, color=f"C{which}", label=label)
 
 
-def published_points(axes: Axes, x: Sequence, y: Sequence, which: int, label: str | None = None) -> None:
+def published_points(axes: Axes, x: ArrayLike, y: ArrayLike, which: int, label: str | None = None) -> None:
     """Published values: large hollow points in black rims, above everything."""
     axes.plot(
         x, y, linestyle="none", marker=MARKERS[which % len(MARKERS)], markersize=7, markerfacecolor="none",
@@ -57,7 +60,7 @@ def published_points(axes: Axes, x: Sequence, y: Sequence, which: int, label: st
     )  # fmt: skip
 
 
-def octave_map(axes: Axes, x: Sequence[float], exponents: np.ndarray, shares: np.ndarray) -> Any:
+def octave_map(axes: Axes, x: ArrayLike, exponents: np.ndarray, shares: np.ndarray) -> Any:
     """How magnitudes are spread over time: share per octave as a map, log₁₀ magnitude upwards.
 
     Args:

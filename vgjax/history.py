@@ -10,7 +10,6 @@ import os
 import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import xarray as xr
@@ -40,8 +39,8 @@ VARIABLES: dict[str, tuple[tuple[str, ...], str]] = {
 
 
 def chunk(
-    lanes: Mapping[str, Sequence[Any]],
-    layers: Mapping[str, tuple[int, int]],
+    lanes: Mapping[str, np.ndarray],
+    layers: Mapping[str, tuple[int, ...]],
     steps: Sequence[int],
     records: Mapping[str, np.ndarray],
     evaluated_at: int,

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
@@ -50,7 +50,8 @@ def mxnet_xavier(rnd_type: str = "uniform", factor_type: str = "avg", magnitude:
     _choose("rnd_type", rnd_type, ("uniform", "gaussian"))
     _choose("factor_type", factor_type, ("in", "out", "avg"))
     scale, distribution = (magnitude / 3, "uniform") if rnd_type == "uniform" else (magnitude, "normal")
-    return jinit.variance_scaling(scale, f"fan_{factor_type}", distribution)
+    mode: Any = f"fan_{factor_type}"
+    return jinit.variance_scaling(scale, mode, cast(Any, distribution))
 
 
 def _xavier_variance(
@@ -97,12 +98,8 @@ INITIALIZERS: dict[str, InitializerEntry] = {
         _GLOROT,
         lambda fan_in, fan_out: 2 / (fan_in + fan_out),
     ),
-    "he_uniform": InitializerEntry(
-        jinit.he_uniform, "U(±√(6/fan_in))", _HE, lambda fan_in, fan_out: 2 / fan_in
-    ),
-    "he_normal": InitializerEntry(
-        jinit.he_normal, "truncated N(0, 2/fan_in)", _HE, lambda fan_in, fan_out: 2 / fan_in
-    ),
+    "he_uniform": InitializerEntry(jinit.he_uniform, "U(±√(6/fan_in))", _HE, lambda fan_in, fan_out: 2 / fan_in),
+    "he_normal": InitializerEntry(jinit.he_normal, "truncated N(0, 2/fan_in)", _HE, lambda fan_in, fan_out: 2 / fan_in),
     "lecun_uniform": InitializerEntry(
         jinit.lecun_uniform, "U(±√(3/fan_in))", _LECUN, lambda fan_in, fan_out: 1 / fan_in
     ),
@@ -136,7 +133,7 @@ def is_data_dependent(named: str | Initializer) -> bool:
 
 
 def weight_variance(named: str | Initializer, fan_in: int, fan_out: int, n_samples: int = 10) -> float:
-    """Var(W) for one layer: by the row's formula, or measured on `n_samples` draws when the initializer is a stranger's.
+    """Var(W) for one layer: by the row's formula, or measured on `n_samples` draws of a stranger's initializer.
 
     Args:
       named: name, import path or callable.

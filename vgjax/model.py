@@ -5,7 +5,6 @@ The model returns its logits and its intermediates; what nobody uses of these, j
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import flax.linen as nn
@@ -112,10 +111,10 @@ def initial_variables(config: Config, classes: int, hypers: Hypers, key: jax.Arr
     """
     model = MLP(config, classes)
     variables = dict(model.init(key, inputs, train=False))
-    variables["params"] = _map_layers(variables["params"], "bias", lambda _, b: hypers.sigma_b * b)
+    variables["params"] = _scale_layers(variables["params"], "bias", hypers.sigma_b)
     if is_data_dependent(config.initializer):
         variables["params"] = _unit_variance(model, variables, inputs)
-    variables["params"] = _map_layers(variables["params"], "kernel", lambda _, w: hypers.sigma_w * w)
+    variables["params"] = _scale_layers(variables["params"], "kernel", hypers.sigma_w)
     return variables
 
 
@@ -126,14 +125,15 @@ def _unit_variance(model: MLP, variables: Variables, inputs: jax.Array) -> Varia
         (_, seen), _ = model.apply({**variables, "params": params}, inputs, train=True, mutable=["batch_stats"])
         std = jnp.std(seen["pre_activations"][i])
         divisor = jnp.where(std > 0, std, jnp.ones_like(std))
-        params = _map_layers(params, "kernel", lambda name, w, i=i, d=divisor: w / d if name == f"layer_{i + 1}" else w)
+        name = f"layer_{i + 1}"
+        params = {**params, name: {**params[name], "kernel": params[name]["kernel"] / divisor}}
     return params
 
 
-def _map_layers(params: Variables, leaf: str, function: Callable[[str, jax.Array], jax.Array]) -> Variables:
-    """Apply function(layer name, array) to one kind of leaf of the dense layers."""
+def _scale_layers(params: Variables, leaf: str, factor: Any) -> Variables:
+    """Multiply one kind of leaf of the dense layers."""
     return {
-        name: {**layer, leaf: function(name, layer[leaf])} if name.startswith("layer_") and leaf in layer else layer
+        name: {**layer, leaf: factor * layer[leaf]} if name.startswith("layer_") and leaf in layer else layer
         for name, layer in params.items()
     }
 

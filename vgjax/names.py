@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 
 @dataclass(frozen=True)
 class Entry:
-    """One row of a table: `make(*args, **kwargs)` builds the thing; `summary` and `source` are shown by `vgjax list`."""
+    """One row of a table: `make(*args, **kwargs)` builds the thing; `vgjax list` shows the rest."""
 
     make: Callable[..., Any]
     summary: str
@@ -48,9 +48,9 @@ def parse(text: str) -> Spec:
         node = ast.parse(re.sub(r"=\s*in\b", "='in'", text.strip()), mode="eval").body  # `in` is Python's own word
         if isinstance(node, ast.Name):
             return Spec(node.id, (), {})
-        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name):
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and all(k.arg for k in node.keywords):
             args = tuple(_literal(a) for a in node.args)
-            return Spec(node.func.id, args, {str(k.arg): _literal(k.value) for k in node.keywords if k.arg})
+            return Spec(node.func.id, args, {str(k.arg): _literal(k.value) for k in node.keywords})
     except (SyntaxError, ValueError, RecursionError, MemoryError):
         pass
     raise ValueError(f"cannot read {text!r}: write a name, name(arguments) or module:function")

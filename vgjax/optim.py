@@ -83,8 +83,10 @@ SCHEDULES: dict[str, Entry] = {
         "optax.exponential_decay",
     ),
     "warmup_cosine": Entry(
-        lambda warmup=0.1: lambda steps: optax.warmup_cosine_decay_schedule(
-            0.0, 1.0, max(1, round(warmup * steps)), max(2, round(warmup * steps) + 1, steps)
+        lambda warmup=0.1: (
+            lambda steps: optax.warmup_cosine_decay_schedule(
+                0.0, 1.0, max(1, round(warmup * steps)), max(2, round(warmup * steps) + 1, steps)
+            )
         ),
         "straight up for a share `warmup` of the steps, then cosine; warmup 0.1",
         "Goyal et al. 2017, 1706.02677",

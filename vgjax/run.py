@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import itertools
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -21,6 +22,8 @@ from vgjax.folder import RunFolder
 from vgjax.model import Variables
 from vgjax.records import Which
 from vgjax.train import Lane, Plan, Program, Shared, State, fresh_state, initial_state, run_chunk
+
+DEFAULTS = Hypers()
 
 
 class Result(NamedTuple):
@@ -40,7 +43,7 @@ class Chunk(NamedTuple):
 
 def run(
     config: Config,
-    hypers: Hypers | Sequence[Hypers] = Hypers(),
+    hypers: Hypers | Sequence[Hypers] = DEFAULTS,
     seeds: int | Sequence[int] = 1,
     *,
     dataset: Dataset | None = None,
@@ -125,7 +128,8 @@ def _train(
     most = shared.plan.gaps.shape[0] - 1
     one_lane = jax.eval_shape(lambda x: jax.tree.map(lambda leaf: leaf[0], parallel.gather(where, x)), state)
     layers = {name: w.shape for name, w in stats.weights_by_layer(one_lane.variables["params"]).items()}
-    done, parts = 0, []
+    done = 0
+    parts: list[xr.Dataset] = []
     if disk:
         done, whole, parts = disk.resume(parallel.gather(where, (lanes, state)), tensorboard)
         _, (lanes, state) = parallel.place(where, (), whole)
@@ -174,7 +178,7 @@ def plan(config: Config, steps_per_epoch: int, total_steps: int) -> list[Chunk]:
 
 def _plan_arrays(chunk: Chunk, most: int) -> Plan:
     borders = [chunk.start - 1, *chunk.recorded, chunk.stop]
-    gaps = [after - before - 1 for before, after in zip(borders, borders[1:], strict=False)]
+    gaps = [after - before - 1 for before, after in itertools.pairwise(borders)]
     gaps += [0] * (most + 1 - len(gaps))
     return Plan(jnp.int32(chunk.start), jnp.array(gaps, jnp.int32), jnp.int32(len(chunk.recorded)))
 
@@ -188,7 +192,7 @@ def _lanes(settings: list[Hypers], seeds: list[int], replicas: int) -> tuple[Lan
         **columns,
     }
     lanes = Lane(
-        Hypers(**{name: jnp.asarray(values, jnp.float32) for name, values in columns.items()}),
+        Hypers(*(jnp.asarray(columns[name], jnp.float32) for name in Hypers._fields)),  # type: ignore[arg-type]
         jax.vmap(jax.random.key)(jnp.array([seed for _, seed, _ in rows], jnp.uint32)),
         jnp.array([replica for _, _, replica in rows], jnp.int32),
     )
@@ -211,7 +215,14 @@ def _start_program(program: Program, start: Callable[..., State]) -> Callable[..
 
 def _start_only(program: Program) -> Program:
     """The program less what does not matter to the first state, so that runs which start alike share one compile."""
-    later = {"dataset": "", "epochs": 1, "steps": 0, "replicas": 1, "reduction": "mean", "record_every": 0}
+    later: dict[str, Any] = {
+        "dataset": "",
+        "epochs": 1,
+        "steps": 0,
+        "replicas": 1,
+        "reduction": "mean",
+        "record_every": 0,
+    }
     shuffle = program.config.shuffle if program.config.shuffle == "never" else "once"  # epoch 0 is the same
     where = parallel.Layout(1, "lanes")
     return program._replace(config=dataclasses.replace(program.config, shuffle=shuffle, **later), where=where)
@@ -224,7 +235,7 @@ def _chunk_program(program: Program, lane_bytes: int) -> Callable[..., Any]:
 
 def _without_start(program: Program) -> Program:
     """The program less what matters to the first state only, so that settings which differ there share one compile."""
-    start = {"dataset": "", "initializer": "lecun_normal", "output_initializer": ""}
+    start: dict[str, Any] = {"dataset": "", "initializer": "lecun_normal", "output_initializer": ""}
     return program._replace(config=dataclasses.replace(program.config, **start))
 
 

@@ -7,7 +7,6 @@ import re
 import reprlib
 import tomllib
 from collections.abc import Mapping, Sequence
-from itertools import pairwise
 from pathlib import Path
 from typing import Any, NamedTuple, get_args, get_origin, get_type_hints
 
@@ -131,13 +130,15 @@ def seeds_as_words(seeds: int | tuple[int, ...]) -> tuple[str, ...]:
 
 def in_one_line(box: str) -> str:
     """What is wrong, what is allowed and the nearest valid name, from the box of several lines that tyro draws."""
-    lines = [line.strip("│╭╮╰╯ ") for line in re.sub(r"\x1b\[[\d;]*m", "", box).splitlines()]
-    bars = [i for i, line in enumerate(lines) if not line.strip("─") or line.startswith("─")]
-    what, *more = [" ".join(lines[start + 1 : stop]) for start, stop in pairwise(bars)]
-    what = re.sub(r"^Error parsing (\S*\.(config|hypers): )?", "", what).partition(" Arguments are applied")[0].rstrip(".")
+    plain = re.sub(r"\x1b\[[\d;]*m|[│╭╮╰╯]", "", box).partition("\n")[2]  # the first line is its title
+    parts = [" ".join(part.split()) for part in re.split(r"^ *[─-]+ *$", plain, flags=re.M)]
+    what, *hints = [part for part in parts if part]
+    what = (
+        re.sub(r"^Error parsing (\S*\.(config|hypers): )?", "", what).partition(" Arguments are applied")[0].rstrip(".")
+    )
     if choice := re.fullmatch(r"invalid choice '(.*)' for argument '(.*)'. Expected one of (\(.*\))", what):
         return f"{choice[2]} {choice[1]!r} is not allowed; {nearest(choice[1], ast.literal_eval(choice[3]))}"
-    for hint in more:
+    for hint in hints:
         if usage := re.match(r"Argument helptext: (-.*?\S) [A-Z]\w* [a-z]", hint):
             return f"{what}; allowed: {usage[1]}"
         if meant := re.match(r"Perhaps you meant: (--[\w-]+).*? in (vgjax [a-z ]+) --help", hint):

@@ -39,7 +39,7 @@ class Outcome(NamedTuple):
     params: Any  # before the step
     loss: jax.Array  # mean over the batch
     correct: jax.Array  # examples classified right
-    count: jax.Array  # examples in the batch
+    examples: jax.Array  # in the batch
 
 
 class Meter(NamedTuple):
@@ -47,11 +47,14 @@ class Meter(NamedTuple):
 
     loss: jax.Array
     correct: jax.Array
-    count: jax.Array
+    examples: jax.Array
 
 
 class Plan(NamedTuple):
-    """One chunk, within one epoch: `gaps[i]` bare steps before the i-th of `n_records` instrumented ones, then the rest."""
+    """One chunk, within one epoch: `gaps[i]` bare steps before the i-th of `n_records` instrumented ones; the rest.
+
+    All are traced, so that one program serves every chunk.
+    """
 
     start: jax.Array
     gaps: jax.Array  # [most records a chunk can have + 1]
@@ -135,7 +138,7 @@ def record_of(outcome: Outcome) -> dict[str, jax.Array]:
     """What an instrumented step leaves behind: statistics a layer, and histograms."""
     return {
         "loss": outcome.loss,
-        "accuracy": outcome.correct / outcome.count,
+        "accuracy": outcome.correct / outcome.examples,
         **stats.gradient_statistics(outcome.gradients),
         **stats.weight_statistics(outcome.params, outcome.updates),
         "gradient_histogram": stats.histograms(outcome.gradients),
@@ -193,7 +196,7 @@ def run_chunk(program: Program, shared: Shared, lane_and_state: tuple[Lane, Stat
         state, meter, t, _, records = carry
         state, meter, t = jax.lax.fori_loop(0, plan.gaps[i], bare, (state, meter, t))
         carry = state, meter, t, i, records
-        return jax.lax.cond(i < plan.n_records, instrumented, lambda c: c[:3] + (c[3] + 1, c[4]), carry)
+        return jax.lax.cond(i < plan.n_records, instrumented, lambda c: (*c[:3], c[3] + 1, c[4]), carry)
 
     shape = jax.eval_shape(lambda: record_of(step(state, plan.start)[1]))
     most = plan.gaps.shape[0] - 1
@@ -201,7 +204,7 @@ def run_chunk(program: Program, shared: Shared, lane_and_state: tuple[Lane, Stat
     zero = jnp.float32(0)
     carry = (state, Meter(zero, zero, zero), plan.start, jnp.int32(0), records)
     state, meter, _, _, records = jax.lax.fori_loop(0, plan.n_records + 1, gap_then_record, carry)
-    evaluation = {"train_loss": meter.loss / meter.count, "train_accuracy": meter.correct / meter.count}
+    evaluation = {"train_loss": meter.loss / meter.examples, "train_accuracy": meter.correct / meter.examples}
     return state, records, evaluation | evaluate(program, shared.validation, lane, state)
 
 
@@ -220,8 +223,8 @@ def evaluate(program: Program, validation: Arrays, lane: Lane, state: State) -> 
 
 
 def _add(meter: Meter, outcome: Outcome) -> Meter:
-    count = outcome.count
-    return Meter(meter.loss + outcome.loss * count, meter.correct + outcome.correct, meter.count + count)
+    n = outcome.examples
+    return Meter(meter.loss + outcome.loss * n, meter.correct + outcome.correct, meter.examples + n)
 
 
 def _order(program: Program, lane: Lane, epoch: jax.Array) -> jax.Array:

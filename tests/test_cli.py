@@ -1,0 +1,493 @@
+"""The command, as a process where that matters, and called directly elsewhere."""
+
+import dataclasses
+import os
+import pty
+import re
+import resource
+import shlex
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import get_args, get_type_hints
+
+import numpy as np
+import pytest
+import yaml
+
+from vgjax import cli, history, optim, parallel, records, show
+from vgjax.cli import main, parse
+from vgjax.config import Config, Hypers
+from vgjax.data import EMBEDDED, load
+from vgjax.settings import Settings, parse_seeds, read_settings, seeds_as_words
+
+COMMAND = [sys.executable, "-m", "vgjax"]
+HEAVY = {"jax", "jaxlib", "flax", "optax", "numpy", "tensorflow", "matplotlib", "xarray", "pandas", "rich", "yaml"}
+SMALL = ["train", "--dataset", "iris", "--hidden", "5", "--batch-size", "50", "--tensorboard", "none"]
+
+
+@pytest.fixture(autouse=True)
+def somewhere(tmp_path, monkeypatch):
+    """Every test stands in an empty folder of its own."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("COLUMNS", "80")
+
+
+def refused(capsys, argv):
+    """The one line with which the command refuses; nothing else is printed, and nothing written."""
+    before = sorted(Path().rglob("*"))
+    assert main(argv) == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.startswith("vgjax: ") and err.count("\n") == 1 and err.endswith("\n")
+    assert sorted(path for path in Path().rglob("*") if "__pycache__" not in path.parts) == before
+    return err
+
+
+# Help
+
+
+def test_help_is_quick_and_imports_no_heavy_package():
+    code = (
+        "import sys; from vgjax.cli import main; main(['--help']); main(['train', '--help']); main(['data', '--help']);"
+        f"sys.exit(','.join(sorted({HEAVY!r} & set(sys.modules))) or 0)"
+    )
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "usage: vgjax train" in done.stdout
+    assert after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime < 1.2  # three times help, not one
+
+
+def test_every_field_is_an_option_with_its_default_and_unit(capsys):
+    assert main(["train", "--help"]) == 0
+    text = " ".join(re.sub("[│╭╮╰╯─]", " ", capsys.readouterr().out).split())
+    fields = {field.name: field.default for field in dataclasses.fields(Config)} | Hypers()._asdict()
+    hints = get_type_hints(Config) | get_type_hints(Hypers)
+    for name, default in fields.items():
+        option = f"--{name.replace('_', '-')}"
+        usage = re.search(rf" {option}(, --no| [A-Z{{]| \[[A-Z])", text)
+        assert usage, option
+        help_text, _, shown = text[usage.end() :].partition("(default: ")
+        wanted = " ".join(map(str, default)) if isinstance(default, tuple) else str(default) or "''"
+        assert shown.startswith(f"{wanted})"), option
+        if hints[name] in (int, float, str, bool, tuple[int, ...]):
+            assert re.search(r"\[.+\]", help_text), f"{option} has no unit"
+
+
+def test_choices_and_topics_are_those_of_the_rooms():
+    hints = get_type_hints(cli.Train)
+    assert get_args(hints["tensorboard"]) == get_args(records.Which)
+    assert get_args(hints["shard"]) == get_args(parallel.Sharding)
+    assert get_args(cli.Topic) == tuple(show.TOPICS)
+    assert list(show.CLIPS) == list(optim.CLIPS) == list(get_args(get_type_hints(Config)["clip"]))
+
+
+# Refusals
+
+
+@pytest.mark.parametrize(
+    ("line", "parts"),
+    [
+        ("", ["train, show, data, list"]),
+        ("trian", ["trian", "did you mean 'train'", "allowed: train, show, data, list"]),
+        ("data lst", ["did you mean 'list'", "allowed: prepare, list"]),
+        ("data prepare", ["NAME"]),
+        ("data prepare digit", ["unknown data set 'digit'", "did you mean 'digits'"]),
+        ("list optimizer", ["'optimizer' is not allowed", "did you mean 'optimizers'"]),
+        ("train --learing-rate 1", ["--learing-rate", "did you mean '--learning-rate'"]),
+        ("train --hiden 3", ["--hiden", "did you mean '--hidden'"]),
+        ("train surplus", ["surplus", "vgjax --help"]),
+        ("train --learning-rate fast", ["--learning-rate", "'fast'", "allowed: --learning-rate FLOAT"]),
+        ("train --learning-rate -1", ["learning_rate -1.0", "allowed: 0 or more"]),
+        ("train --learning-rate nan", ["learning_rate nan", "allowed: 0 or more"]),
+        ("train --hidden 3 many", ["--hidden", "'many'", "allowed: --hidden [INT"]),
+        ("train --hidden 3 0", ["hidden 0", "allowed: whole numbers from 1"]),
+        ("train --batch-size", ["'--batch-size'"]),
+        ("train --batch-size 100000 --dataset iris", ["batch_size 100000", "allowed: 1 to 150"]),
+        ("train --epochs 0", ["epochs and steps are both 0"]),
+        ("train --clip global_nrm", ["--clip 'global_nrm'", "did you mean 'global_norm'", "allowed: none, value"]),
+        ("train --activation rellu", ["unknown activation 'rellu'", "did you mean 'relu'", "allowed: sigmoid"]),
+        ("train --activation leaky_relu(a=1)", ["leaky_relu(a=1)", "unexpected keyword argument 'a'"]),
+        ("train --activation leaky_relu(a)", ["activation 'leaky_relu(a)' cannot be used"]),
+        ("train --activation exec('1')", ["unknown activation 'exec'"]),
+        ("train --initializer he_norml", ["unknown initializer 'he_norml'", "did you mean 'he_normal'"]),
+        ("train --initializer glorot_uniform(0)", ["initializer 'glorot_uniform(0)' cannot be used"]),
+        ("train --output-initializer orthogonl", ["did you mean 'orthogonal'"]),
+        ("train --initializer nowhere:f", ["cannot import 'nowhere'"]),
+        ("train --optimizer adma", ["vgjax: unknown optimizer 'adma'", "did you mean 'adam'"]),
+        ("train --optimizer adamw --decay l2", ["decay 'l2'", "allowed: decoupled"]),
+        ("train --schedule cosin", ["unknown schedule 'cosin'", "did you mean 'cosine'"]),
+        ("train --dataset mnits", ["unknown data set 'mnits'", "did you mean 'mnist'"]),
+        ("train --dataset ./nowhere", ["'./nowhere'", "no such folder"]),
+        ("train --dataset iris --scaling 1/255", ["scaling '1/255'", "allowed: none, standardised"]),
+        ("train --dataset iris --batch-size 50 --devices 0", ["0 devices", "allowed: 1 to"]),
+        ("train --dataset iris --batch-size 50 --devices -1", ["-1 devices", "allowed: 1 to"]),
+        ("train --dataset iris --batch-size 50 --devices 999", ["999 devices", "allowed: 1 to"]),
+        ("train --seeds 0", ["seeds '0'", "whole numbers"]),
+        ("train --seeds 1.5", ["seeds '1.5'"]),
+        ("train --seeds -1", ["seeds '-1'"]),
+        ("train --seeds 4294967296", ["seeds '4294967296'", "4294967295"]),
+        ("train --resume", ["--resume: no --out", "allowed: --out DIR"]),
+        ("train --resume --out nowhere", ["--resume: nowhere holds no run"]),
+        ("train --config-file nowhere.yaml", ["nowhere.yaml: No such file"]),
+        ("show --features 0", ["features 0", "from 1"]),
+        ("show --initializer he_norml", ["did you mean 'he_normal'"]),
+        ("show --seeds 1", ["--seeds"]),
+    ],
+)
+def test_bad_lines(capsys, line, parts):
+    error = refused(capsys, line.split())
+    assert [part for part in parts if part not in error] == []
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "parts"),
+    [
+        ("f.yaml", "", ["holds no settings"]),
+        ("f.yaml", "- 1\n- 2", ["holds no settings"]),
+        ("f.yaml", "hidden: [1, 2", ["f.yaml", "damaged"]),
+        ("f.yaml", "\0", ["f.yaml", "damaged"]),
+        ("f.yaml", "dataset: !!python/object/apply:os.system ['touch executed']", ["f.yaml", "damaged"]),
+        ("f.yaml", "[" * 10000, ["f.yaml"]),
+        ("f.yaml", "hiden: [3]", ["unknown field 'hiden'", "did you mean 'hidden'", "allowed: dataset"]),
+        ("f.yaml", "config: {activatoin: relu}", ["unknown field 'activatoin'", "did you mean 'activation'"]),
+        ("f.yaml", "hypers: {learning_rat: 1}", ["unknown field 'learning_rat'", "did you mean 'learning_rate'"]),
+        ("f.yaml", "learning_rat: 1", ["did you mean 'learning_rate'"]),
+        ("f.yaml", "3: 4", ["unknown field 3"]),
+        ("f.yaml", "hidden: 3", ["hidden 3 is not allowed", "a list of whole numbers"]),
+        ("f.yaml", "hidden: [3, a]", ["hidden [3, 'a'] is not allowed", "a list of whole numbers"]),
+        ("f.yaml", "hidden: [3, true]", ["hidden [3, True] is not allowed"]),
+        ("f.yaml", "batch_size: 1.5", ["batch_size 1.5 is not allowed", "a whole number"]),
+        ("f.yaml", "batch_size: true", ["batch_size True is not allowed", "a whole number"]),
+        ("f.yaml", "bias: 1", ["bias 1 is not allowed", "true or false"]),
+        ("f.yaml", "activation: 7", ["activation 7 is not allowed", "text"]),
+        ("f.yaml", "norm: [batch]", ["norm ['batch'] is not allowed"]),
+        ("f.yaml", "norm: bacth", ["norm 'bacth' is not allowed", "did you mean 'batch'"]),
+        ("f.yaml", "learning_rate: fast", ["learning_rate 'fast' is not allowed", "a number"]),
+        ("f.yaml", "learning_rate: true", ["learning_rate True is not allowed", "a number"]),
+        ("f.yaml", "learning_rate: -1", ["learning_rate -1.0 is not allowed", "0 or more"]),
+        ("f.yaml", "config: 3", ["config 3 is not allowed"]),
+        ("f.yaml", "hypers: 3", ["hypers 3 is not allowed"]),
+        ("f.yaml", "seeds: x", ["seeds 'x' is not allowed"]),
+        ("f.yaml", "seeds: []", ["seeds '' is not allowed"]),
+        ("f.yaml", "seeds: [-1]", ["seeds '-1,' is not allowed"]),
+        ("f.yaml", "activation: nowhere", ["unknown activation 'nowhere'"]),
+        ("f.toml", "hidden = [3", ["f.toml"]),
+        ("f.toml", "hiden = [3]", ["f.toml", "did you mean 'hidden'"]),
+        ("f.json", "{}", [".json", "allowed: .yaml, .yml, .toml"]),
+        ("f", "", ["allowed: .yaml, .yml, .toml"]),
+    ],
+)
+@pytest.mark.parametrize("command", ["train", "show"])
+def test_bad_files(capsys, name, content, parts, command):
+    if command == "show" and re.match("seeds: .*[]]|learning_rate: -1", content):
+        pytest.skip("no matter to the network")
+    Path(name).write_text(content)
+    error = refused(capsys, [command, "--config-file", name])
+    assert [part for part in parts if part not in error] == []
+
+
+STRANGERS = """
+import jax, jax.numpy as jnp, optax
+print_nothing = 3
+def sine(x): return jnp.sin(x)
+def initial(k, s, d): return jax.random.normal(k, s, d) / 100
+def descent(learning_rate): return optax.sgd(learning_rate)
+def half_time(steps): return lambda count: jnp.where(count < steps // 2, 1.0, 0.0)
+def raising(*args, **kwargs): raise RuntimeError("no way\\nat all")
+def nothing(*args, **kwargs): return None
+def small(key, shape, dtype): return jnp.zeros((1,), dtype)
+def double(x): return x.astype(jnp.float16)
+def flat(x): return x.ravel()
+def constant(steps): return 3
+def no_gradient(x): return jax.pure_callback(lambda x: x, x, x)
+"""
+
+
+@pytest.mark.parametrize(
+    ("option", "name", "part"),
+    [
+        ("activation", "nothing", "gives None; allowed: float32[3,2]"),
+        ("activation", "flat", "gives float32[6]; allowed: float32[3,2]"),
+        ("activation", "double", "gives float16[3,2]"),
+        ("activation", "raising", "no way"),
+        ("activation", "initial", "missing 2 required"),
+        ("activation", "no_gradient", "cannot be used"),
+        ("activation", "print_nothing", "not callable"),
+        ("activation", "sin", "did you mean 'sine'"),
+        ("initializer", "small", "gives float32[1]; allowed: float32[3,2]"),
+        ("initializer", "sine", "takes 1 positional argument"),
+        ("initializer", "raising", "no way"),
+        ("output-initializer", "nothing", "gives None"),
+        ("optimizer", "sine", "learning_rate"),
+        ("optimizer", "nothing", "cannot be used"),
+        ("optimizer", "raising", "no way"),
+        ("schedule", "constant", "not callable"),
+        ("schedule", "raising", "no way"),
+        ("dataset", "nothing", "allowed: vgjax.data.Dataset"),
+    ],
+)
+def test_strangers_that_do_not_fit(capsys, monkeypatch, tmp_path, option, name, part):
+    import_from(monkeypatch, tmp_path)
+    error = refused(capsys, [*SMALL, f"--{option}", f"strangers:{name}", "--out", "run"])
+    assert f"strangers:{name}" in error and part in error
+
+
+def import_from(monkeypatch, folder):
+    (folder / "strangers.py").write_text(STRANGERS)
+    monkeypatch.syspath_prepend(folder)
+    monkeypatch.delitem(sys.modules, "strangers", raising=False)
+    monkeypatch.setattr(sys, "dont_write_bytecode", True)
+
+
+def test_strangers_that_fit_are_trained_with(capsys, monkeypatch, tmp_path):
+    import_from(monkeypatch, tmp_path)
+    own = {"activation": "sine", "initializer": "initial", "optimizer": "descent", "schedule": "half_time"}
+    options = [word for option, name in own.items() for word in (f"--{option}", f"strangers:{name}")]
+    assert main([*SMALL, *options, "--epochs", "1", "--out", "run"]) == 0
+    config = yaml.safe_load(Path("run/config.yaml").read_text())["config"]
+    assert {option: config[option] for option in own} == {option: f"strangers:{name}" for option, name in own.items()}
+
+
+@pytest.mark.parametrize(
+    ("words", "part"),
+    [(["--activation", "rellu"], "did you mean 'relu'?"), (["--activatoin", "relu"], "did you mean '--activation'")],
+)
+def test_a_refusal_is_one_line_of_a_process(words, part):
+    line = [*COMMAND, *SMALL, *words, "--out", "run"]
+    done = subprocess.run(line, capture_output=True, text=True, env=os.environ | {"PYTHONIOENCODING": "utf-8"})
+    assert (done.returncode, done.stdout, done.stderr.count("\n")) == (2, "", 1)
+    assert part in done.stderr and not Path("run").exists()
+
+
+def test_a_terminal_without_greek_letters():
+    line = [*COMMAND, "show", "--dataset", "iris"]
+    done = subprocess.run(line, capture_output=True, text=True, env=os.environ | {"PYTHONIOENCODING": "ascii"})
+    assert (done.returncode, done.stderr) == (0, "") and "?_w?" in done.stdout
+
+
+# Show, data, list
+
+
+def test_show_counts_as_the_keras_notebook(capsys):
+    line = "show --dataset mnist --hidden 50 50 50 --activation elu --norm batch --norm-at layer_inputs"
+    assert main([*line.split(), "--initializer", "mean_field", "--data-dir", "empty"]) == 0
+    out = capsys.readouterr().out
+    assert [int(n) for n in re.findall(r"^(?:norm|layer)_\d .*? +\d+ +\d+ +(\d+)", out, re.M)] == [
+        3136, 39250, 200, 2550, 200, 2550, 510,
+    ]  # fmt: skip
+    assert re.search(r"^layer_1 +dense +784 +50 +39250 +1$", out, re.M)
+    assert re.search(r"^total +784 +10 +48396 *$", out, re.M)
+
+
+def test_show_takes_features_and_classes(capsys):
+    assert main(["show", "--dataset", "nowhere", "--hidden", "3", "--features", "7", "--classes", "2"]) == 0
+    out = capsys.readouterr().out
+    assert re.search(r"layer_1 +dense +7 +3 +24 ", out) and re.search(r"layer_2 +dense +3 +2 +8 ", out)
+
+
+def test_show_takes_the_config_of_a_run(capsys):
+    Path("c.yaml").write_text("config: {dataset: iris, hidden: [6]}\nseeds: [0]\ndata: x\n")
+    assert main(["show", "--config-file", "c.yaml"]) == 0
+    assert re.search(r"layer_1 +dense +4 +6 +30 ", capsys.readouterr().out)
+
+
+@pytest.mark.parametrize("name", EMBEDDED)
+def test_known_sizes_are_those_of_the_data(name):
+    data = load(name)
+    assert cli.SIZES[name] == (data.train_inputs.shape[1], data.classes)
+
+
+def test_list_names_everything_with_its_source(capsys):
+    assert main(["list"]) == 0
+    out = capsys.readouterr().out
+    for named, source in [
+        ("he_normal", "1502.01852"),
+        ("leaky_relu", "Maas"),
+        ("keras_adam", "keras.optimizers.Adam"),
+        ("warmup_cosine", "Goyal"),
+        ("agc", "2102.06171"),
+        ("fashion_mnist", "Xiao"),
+    ]:
+        assert re.search(rf"^{named} .*{source}", out, re.M)
+    assert main(["list", "clips"]) == 0
+    assert "he_normal" not in capsys.readouterr().out
+
+
+def test_data_list_and_prepare(capsys):
+    assert main(["data", "list", "--data-dir", "here"]) == 0
+    out = capsys.readouterr().out
+    assert re.search(r"^digits +yes +1500 +297 +8×8 +10 ", out, re.M) and re.search(r"^mnist +no ", out, re.M)
+    assert main(["data", "prepare", "iris"]) == 0
+    assert "150 training and 150 test examples" in capsys.readouterr().out
+
+
+def test_a_closed_pipe_is_no_error():
+    done = subprocess.Popen([*COMMAND, "list"], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    done.stdout.close()
+    assert (done.stderr.read(), done.wait()) == (b"", 0)
+    done.stderr.close()
+
+
+# Config files
+
+
+def test_yaml_and_toml_say_the_same():
+    Path("a.yaml").write_text("hidden: [4, 3]\nnorm: none\nbias: no\nlearning_rate: 1e-3\nnorm_epsilon: 1\nseeds: 3\n")
+    Path("a.toml").write_text(
+        "seeds = 3\n[config]\nhidden = [4, 3]\nnorm = 'none'\nbias = false\nnorm_epsilon = 1.0\n"
+        "[hypers]\nlearning_rate = 0.001\n"
+    )
+    wanted = Settings(Config(hidden=(4, 3), bias=False, norm_epsilon=1.0), (Hypers(learning_rate=1e-3),), 3)
+    assert read_settings(Path("a.yaml")) == read_settings(Path("a.toml")) == wanted
+
+
+def test_options_overrule_the_file():
+    Path("a.yaml").write_text("hidden: [4, 3]\nactivation: tanh\nlearning_rate: 0.3\nsigma_w: 2\nseeds: [5]\n")
+    train = parse(["train", "--config-file", "a.yaml", "--activation", "elu", "--learning_rate=0.7", "--replicas", "2"])
+    assert train.config == Config(hidden=(4, 3), activation="elu", replicas=2)
+    assert train.settings == (Hypers(learning_rate=0.7, sigma_w=2.0),)
+    assert parse_seeds(train.seeds) == (5,)
+
+
+def test_an_option_overrules_every_setting_of_the_file():
+    Path("a.yaml").write_text("hypers: [{learning_rate: 0.1, sigma_w: 1}, {learning_rate: 0.2, sigma_w: 2}]\n")
+    train = parse(["train", "--config-file", "a.yaml", "--learning-rate", "0.1"])
+    assert train.settings == (Hypers(learning_rate=0.1), Hypers(learning_rate=0.1, sigma_w=2.0))
+
+
+@pytest.mark.parametrize("seeds", [1, 8, (0,), (7,), (3, 5)])
+def test_seeds_as_words_and_back(seeds):
+    assert parse_seeds(seeds_as_words(seeds)) == seeds
+
+
+# Training
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """The folder of a finished small run."""
+    folder = tmp_path_factory.mktemp("runs") / "run"
+    assert main([*SMALL, "--epochs", "3", "--seeds", "2", "--sigma-w", "1.5", "--out", str(folder)]) == 0
+    return folder
+
+
+def test_the_table_at_the_end_is_that_of_the_history(capsys, finished):
+    assert main(["train", "--resume", "--out", str(finished), "--tensorboard", "none"]) == 0
+    out, err = capsys.readouterr()
+    found = history.load(finished)
+    assert (found.sizes["lane"], list(found["step"].values)) == (2, [0, 3, 6, 8])
+    for i, layer in enumerate(("layer_1", "layer_2")):
+        rms = np.exp(np.log(found["gradient_rms"].astype(float)).mean("lane")).values[:, i]
+        assert re.search(rf"^{layer} .* {rms[0]:.3g} +{rms[-1]:.3g} *$", out, re.M)
+    accuracy = float(found["validation_accuracy"][:, -1].mean())
+    assert f"validation accuracy {accuracy:.4f}, mean over 2 lanes" in out
+    assert str(finished / "history.nc") in out and str(finished / "statistics.csv") in out
+    assert "tensorboard" not in out
+    assert err == ""  # there was nothing left to do
+
+
+def test_a_folder_with_a_run_is_left_alone(capsys, finished):
+    same = [*SMALL, "--epochs", "3", "--seeds", "2", "--sigma-w", "1.5", "--out", str(finished)]
+    before = {path: path.stat().st_mtime_ns for path in finished.rglob("*")}
+    assert "holds this run already; go on with --resume" in refused(capsys, same)
+    assert "epochs is 3 there, 4 here" in refused(capsys, [*same, "--epochs", "4"])
+    assert "epochs is 3 there, 4 here" in refused(capsys, [*same, "--epochs", "4", "--resume"])
+    assert "[0, 1] there, [0, 1, 2] here" in refused(
+        capsys, ["train", "--resume", "--out", str(finished), "--seeds", "3"]
+    )
+    assert {path: path.stat().st_mtime_ns for path in finished.rglob("*")} == before
+
+
+def test_the_saved_config_can_be_given_back(finished):
+    Path("c.toml").write_text("hidden = [99]")
+    assert (
+        main(["train", "--config-file", str(finished / "config.yaml"), "--out", "again", "--tensorboard", "none"]) == 0
+    )
+    assert Path("again/config.yaml").read_text() == (finished / "config.yaml").read_text()
+    same = ["gradient_rms", "validation_accuracy"]
+    assert history.load("again")[same].equals(history.load(finished)[same])
+
+
+@pytest.mark.parametrize("content", ["a: [", "config: 3", "3"])
+@pytest.mark.parametrize("resume", [[], ["--resume"]])
+def test_a_damaged_run_is_left_alone(capsys, content, resume):
+    Path("run").mkdir()
+    Path("run/config.yaml").write_text(content)
+    assert "run" in refused(capsys, [*SMALL, "--out", "run", *resume])
+
+
+def test_out_where_no_folder_can_be(capsys):
+    Path("file").touch()
+    assert "file" in refused(capsys, [*SMALL, "--out", "file"])
+    assert "file" in refused(capsys, [*SMALL, "--out", "file/run"])
+
+
+def test_the_default_folder_says_what_is_in_it(monkeypatch):
+    config = Config(dataset="./my data", activation="leaky_relu(0.2)", initializer="module:function")
+    name = cli._new_folder(config)
+    assert re.fullmatch(r"runs/my_data-leaky_relu_0\.2-module_function-\d{8}-\d{6}", str(name))
+    assert main([*SMALL, "--epochs", "1"]) == 0
+    assert re.fullmatch(r"iris-relu-he_normal-\d{8}-\d{6}", next(Path("runs").iterdir()).name)
+
+
+def test_off_a_terminal_one_line_tells_how_it_ended(capsys):
+    assert main([*SMALL, "--epochs", "2", "--out", "run"]) == 0
+    err = capsys.readouterr().err
+    assert re.fullmatch(r"step 6 of 6  loss [\d.]+  accuracy [\d.]+  first-layer RMS [\d.e-]+\n", err)
+
+
+def test_on_a_terminal_a_bar_and_nothing_else():
+    terminal, far_end = pty.openpty()
+    line = [*COMMAND, *SMALL[:-2], "--epochs", "4", "--out", "run"]
+    done = subprocess.Popen(line, stdout=subprocess.PIPE, stderr=far_end, env=os.environ | {"TERM": "xterm"}, text=True)
+    os.close(far_end)
+    seen = b""
+    while piece := _read(terminal):
+        seen += piece
+    os.close(terminal)
+    out = done.communicate()[0]
+    assert done.returncode == 0
+    assert f"tensorboard --logdir {Path('run/tensorboard')}" in out and list(Path("run/tensorboard").iterdir())
+    frames = [frame for frame in re.split(r"[\r\n]|\x1b\[[\d;?]*[A-LsuhlK]", seen.decode()) if frame.strip()]
+    shown = [re.sub(r"\x1b\[[\d;]*m", "", frame).strip() for frame in frames]
+    bar, left = r"[━╸╺ ]+", r"(-:--:--|\d+:\d\d:\d\d)"
+    numbers = r"loss [\d.]+  accuracy [\d.]+  first-layer RMS [\d.e-]+"
+    assert [frame for frame in shown if not re.fullmatch(rf"{bar} *(\d+%)? *(compiling|{numbers} {left})", frame)] == []
+    assert re.fullmatch(rf"{bar} 100% {numbers} 0:00:00", shown[-1])
+
+
+def _read(terminal):
+    try:
+        return os.read(terminal, 1 << 16)
+    except OSError:  # the other end is closed
+        return b""
+
+
+def test_control_c_says_how_to_go_on():
+    line = [*COMMAND, *SMALL, "--epochs", "1000000", "--seeds", "2", "--data-dir", "some where", "--out", "run"]
+    running = subprocess.Popen(line, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    until = time.monotonic() + 40
+    while not list(Path("run/history").glob("*.nc")) and time.monotonic() < until:
+        time.sleep(0.05)
+    running.send_signal(signal.SIGINT)
+    out, err = running.communicate(timeout=40)
+    assert (running.returncode, out) == (130, "")
+    said = re.fullmatch(r"stopped; go on with: vgjax (train --resume --out run .*)\n", err)
+    again = parse(shlex.split(said[1]))
+    assert (again.config.epochs, parse_seeds(again.seeds)) == (1000000, (0, 1))
+    assert (again.resume, again.data_dir, again.tensorboard) == (True, Path("some where"), "none")
+    assert history.load("run")["loss"].sizes["lane"] == 2
+
+
+def test_what_is_too_large_is_said_in_one_line(capsys, monkeypatch):
+    def fails(*args, **kwargs):
+        raise RuntimeError("INTERNAL: Out of memory allocating 10802042180 bytes.\nmore")
+
+    monkeypatch.setattr(sys.modules["vgjax.run"], "run", fails)
+    assert main([*SMALL, "--out", "run"]) == 1
+    assert re.fullmatch(r"vgjax: too large for this machine; allowed: .*\n", capsys.readouterr().err)

@@ -1,0 +1,121 @@
+"""Every experiment through its real entry point, at smoke size, on a machine with neither network nor files."""
+
+import json
+import math
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from experiments.__main__ import EXPERIMENTS
+from experiments.reproduction import Within, row
+from vgjax.analysis import Estimate
+
+ROW = {
+    "experiment",
+    "quantity",
+    "source",
+    "published",
+    "predicted",
+    "measured",
+    "interval",
+    "n_seeds",
+    "tolerance",
+    "verdict",
+}
+
+
+@pytest.fixture(scope="module")
+def smoke(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, subprocess.CompletedProcess]:
+    """The whole reproduction, smoke size, with an empty data folder."""
+    out = tmp_path_factory.mktemp("smoke")
+    environment = {k: v for k, v in os.environ.items() if k not in ("VGJAX_MANUAL_DIR", "TFDS_DATA_DIR")}
+    environment["VGJAX_DATA_DIR"] = str(out / "data")
+    command = [sys.executable, "-m", "experiments", "--smoke", "--out", str(out / "result")]
+    return out / "result", subprocess.run(command, env=environment, capture_output=True, text=True, timeout=600)
+
+
+def test_smoke_run_ends_well_and_prints_table_and_page(smoke: tuple) -> None:
+    """It ends with status 0, the table, and the path of a page that is there."""
+    _, done = smoke
+    assert done.returncode == 0, done.stderr[-2000:]
+    page = Path(re.search(r"^page: (.*)$", done.stdout, re.M).group(1))
+    assert page.is_file()
+    assert "verdict" in done.stdout or "tolerance" in done.stdout
+    assert "Warning" not in done.stderr
+
+
+def test_reproduction_json_has_every_row_and_the_environment(smoke: tuple) -> None:
+    """Rows have all their fields, numbers are numbers or null, and every experiment has some."""
+    out, _ = smoke
+    content = json.loads((out / "reproduction.json").read_text())
+    assert {row["experiment"] for row in content["rows"]} == set(EXPERIMENTS)
+    for entry in content["rows"]:
+        assert set(entry) == ROW
+        assert entry["verdict"] in ("reproduced", "differs", "no data")
+        assert len(entry["interval"]) == 2 and entry["n_seeds"] >= 1 and math.isfinite(entry["measured"])
+    environment = content["environment"]
+    assert {"versions", "devices", "commit", "date", "seconds"} <= set(environment)
+
+
+def test_stand_in_data_are_named_and_never_judged_by_published_numbers(smoke: tuple) -> None:
+    """Without MNIST the page and the terminal say so, and no MNIST row shows a published number."""
+    out, done = smoke
+    assert "digits" in done.stderr
+    assert "digits (8×8 images) instead" in (out / "report.html").read_text()
+    rows = json.loads((out / "reproduction.json").read_text())["rows"]
+    mnist = [entry for entry in rows if entry["experiment"] == "mxnet_mnist"]
+    assert mnist and all(entry["published"] is None for entry in mnist)
+    assert any(entry["predicted"] is not None for entry in mnist)
+
+
+def test_page_is_self_contained_and_has_every_figure(smoke: tuple) -> None:
+    """Nothing is loaded from elsewhere; every picture is inline, with its files and table beside it."""
+    out, _ = smoke
+    page = (out / "report.html").read_text()
+    assert not re.search(r"(src|href)=[\"'](?!data:|#)", page)
+    pictures = sorted(path.stem for path in (out / "figures").glob("*.png"))
+    assert page.count('<img alt="') == len(pictures) >= 6
+    for name in pictures:
+        assert (out / "figures" / f"{name}.svg").stat().st_size > 1000
+        assert (out / "figures" / f"{name}.csv").stat().st_size > 100
+
+
+def test_unknown_experiment_is_one_line_and_status_2(tmp_path: Path) -> None:
+    """A wrong name gives the nearest one and leaves nothing behind."""
+    command = [sys.executable, "-m", "experiments", "mxnet_mnits", "--out", str(tmp_path / "x")]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 2 and not (tmp_path / "x").exists()
+    assert len(done.stderr.strip().splitlines()) == 1 and "mxnet_mnist" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("within", "measured", "reference", "holds"),
+    [
+        (Within(factor=2), 1.9, 1.0, True),
+        (Within(factor=2), 2.1, 1.0, False),
+        (Within(factor=2), 0.49, 1.0, False),
+        (Within(share=0.35), 1.34, 1.0, True),
+        (Within(share=0.35), 0.64, 1.0, False),
+        (Within(low=0.93), 0.92, 0.96, False),
+        (Within(low=0.09, high=0.12), 0.105, None, True),
+        (Within(share=0), 25475.0, 25475.0, True),
+        (Within(factor=2), math.nan, 1.0, False),
+    ],
+)
+def test_tolerances(within: Within, measured: float, reference: float | None, holds: bool) -> None:
+    """Factors, shares and bounds judge as they read."""
+    assert within.holds(measured, reference) is holds
+
+
+def test_published_number_goes_before_the_predicted_and_is_dropped_without_data() -> None:
+    """What is judged against what."""
+    measured = Estimate(1.0, 0.9, 1.1, 3)
+    published = row("e", "q", "s", measured, Within(factor=2), published=10.0, predicted=1.0)
+    assert published.verdict == "differs"
+    stand_in = row("e", "q", "s", measured, Within(factor=2), published=10.0, predicted=1.0, has_data=False)
+    assert stand_in.verdict == "reproduced" and stand_in.published is None
+    assert row("e", "q", "s", measured, Within(factor=2), published=10.0, has_data=False).verdict == "no data"
