@@ -258,24 +258,25 @@ def _every_layer(histories: dict[str, xr.Dataset], predicted: dict[str, np.ndarr
 def _histograms(histories: dict[str, xr.Dataset]) -> Picture:
     figure, grid = figures.panels(2, len(histories), width=2.3, height=2.3, sharex=True, sharey="row")
     tables = []
-    for column, (setting, history) in enumerate(histories.items()):
-        for axes, name, what in zip(
-            grid[:, column], ("gradient_histogram", "weight_histogram"), ("|gradient|", "|weight|"), strict=True
-        ):
+    whats = (("gradient_histogram", "|gradient|", 0.2), ("weight_histogram", "|weight|", 0.5))
+    for row_of_axes, (name, what, most) in zip(grid, whats, strict=True):
+        for axes, (setting, history) in zip(row_of_axes, histories.items(), strict=True):
             shares = magnitude_histogram(history, name).isel(layer=0).mean("lane")
-            mesh = figures.octave_map(axes, history["epoch"].values, shares["exponent"].values, shares.values)
-            if column == 0:
-                axes.set_ylabel(what)
-            tables.append(shares.to_dataframe(name="share").reset_index().assign(setting=setting, what=what))
+            epochs, exponents = history["epoch"].values, shares["exponent"].values
+            mesh = figures.octave_map(axes, epochs, exponents, shares.values, most)
+            table = shares.to_dataframe(name="share").reset_index()
+            tables.append(table[table["share"] > 0].assign(setting=setting, what=what))
+        row_of_axes[0].set_ylabel(what)
+        figure.colorbar(mesh, ax=row_of_axes, label="share per octave", shrink=0.9)
+    for column, setting in enumerate(histories):
         grid[0, column].set_title(setting)
         grid[1, column].set_xlabel("epoch")
-    figure.colorbar(mesh, ax=grid, label="share per octave", shrink=0.7)
     sentence = (
-        "Where the first layer's gradients and weights lie, over training: sigmoid gradients sit around 10⁻⁷ and the "
-        "weights never move; ReLU gradients spread over decades."
+        "Where the first layer's gradients and weights lie, over training: sigmoid gradients sit in a narrow band "
+        "below 10⁻⁶ or 10⁻⁵, and the weights never move; ReLU gradients spread over many decades, and weights grow "
+        "beyond their first limit."
     )
-    table = pd.concat(tables)
-    return Picture("mxnet_mnist_histograms", figure, sentence, table[table["share"] > 0])
+    return Picture("mxnet_mnist_histograms", figure, sentence, pd.concat(tables))
 
 
 @figures.styled

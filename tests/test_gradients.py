@@ -15,8 +15,9 @@ from vgjax.activations import ACTIVATIONS
 from vgjax.batches import Batch
 from vgjax.config import Config, Hypers
 from vgjax.model import MLP, initial_variables
+from vgjax.optim import make_optimizer
 from vgjax.parallel import Layout
-from vgjax.train import Lane, Program, State, fresh_state, train_step
+from vgjax.train import Lane, Program, State, train_step
 
 TUTORIAL = (512, 256, 128, 64, 32, 16)
 INITIALIZER = {"sigmoid": "normal(0.3)", "linear": "lecun_normal"}  # a sigmoid network vanishes enough by itself
@@ -45,8 +46,9 @@ def variables_of(config, inputs, classes):
 @functools.partial(jax.jit, static_argnums=0)
 def one_step(program, variables, inputs, labels):
     lane = Lane(Hypers(), jax.random.key(0), jnp.int32(0))
-    state = fresh_state(program, lane, variables)
-    state, outcome = train_step(program, lane, State(variables, state.opt_state), Batch(inputs, labels, None))
+    tx = make_optimizer(program.config, lane.hypers, program.total_steps)
+    state = State(variables, tx.init(variables["params"]))
+    state, outcome = train_step(program, lane, state, Batch(inputs, labels, None))
     return outcome.gradients, outcome.loss, outcome.correct, state.variables
 
 

@@ -28,10 +28,9 @@ FLOOR = {room: i for i, rooms in enumerate(FLOORS) for room in rooms.split()}
 ROOMS = sorted(path.stem for path in TOP.glob("*.py") if path.stem != "__init__")
 APART = {  # measurement and prediction meet in analysis alone
     "theory": {"train", "model", "stats", "run", "optim", "batches", "history", "parallel", "data"},
-    **dict.fromkeys(
-        ("train", "run", "model", "stats", "batches", "history", "parallel", "folder", "records"), {"theory"}
-    ),
 }
+MEASURING = ("train", "run", "model", "stats", "batches", "history", "parallel", "folder", "records", "checkpoint")
+APART |= {room: {"theory"} for room in MEASURING}
 HEAVY = {"tensorflow", "tensorflow_datasets", "matplotlib", "clu"}
 
 

@@ -14,13 +14,14 @@ from vgjax import names
 from vgjax.activations import ACTIVATIONS, activation
 from vgjax.data import DATASETS
 from vgjax.initializers import INITIALIZERS, initializer, is_data_dependent, weight_variance
-from vgjax.optim import OPTIMIZERS, SCHEDULES
+from vgjax.optim import CLIPS, OPTIMIZERS, SCHEDULES
 
 TABLES = {
     "activation": ACTIVATIONS,
     "initializer": INITIALIZERS,
     "optimizer": OPTIMIZERS,
     "schedule": SCHEDULES,
+    "clip": CLIPS,
     "dataset": DATASETS,
 }
 ROWS = [(kind, name) for kind, table in TABLES.items() for name in table]
@@ -137,13 +138,13 @@ def test_every_row(kind, name):
     if kind == "dataset":  # building one may need files; test_data does it
         assert callable(row.make)
         return
-    built = names.resolve(kind, TABLES[kind], name)
+    built = row.make(1.0) if kind == "clip" else names.resolve(kind, TABLES[kind], name)
     if kind == "activation":
         x = jnp.linspace(-2, 2, 6).reshape(2, 3)
         assert built(x).shape == x.shape and built(x).dtype == x.dtype
     elif kind == "initializer":
         assert built(jax.random.key(0), (4, 3), jnp.float32).shape == (4, 3)
-    elif kind == "optimizer":
+    elif kind in ("optimizer", "clip"):
         assert isinstance(built, optax.GradientTransformation)
     else:
         assert np.isfinite(float(built(10)(0)))

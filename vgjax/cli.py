@@ -75,7 +75,7 @@ class Train:
     """What changes shapes or the compiled program."""
     hypers: OmitArgPrefixes[Hypers] = DEFAULTS.hypers[0]
     """Numbers, which do not; where a config file has several settings, an option replaces the number in all of them."""
-    settings: Suppress[tuple[Hypers, ...]] = ()
+    settings: Suppress[tuple[Hypers, ...]] = ()  # the file's, with the options in them
 
     def run(self) -> None:
         """Train, and say what came of it."""
@@ -238,7 +238,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _say(message: str, status: int) -> int:
-    print(" ".join(message.split()), file=sys.stderr)
+    print(" ".join(message.splitlines()), file=sys.stderr)
     return status
 
 

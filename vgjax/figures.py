@@ -12,8 +12,9 @@ from typing import Any, ParamSpec, TypeVar
 import matplotlib as mpl
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.colors import PowerNorm
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter
+from matplotlib.ticker import FuncFormatter, MaxNLocator
 from numpy.typing import ArrayLike
 
 STYLE = Path(__file__).with_name("paper.mplstyle")
@@ -60,7 +61,7 @@ def published_points(axes: Axes, x: ArrayLike, y: ArrayLike, which: int, label: 
     )  # fmt: skip
 
 
-def octave_map(axes: Axes, x: ArrayLike, exponents: np.ndarray, shares: np.ndarray) -> Any:
+def octave_map(axes: Axes, x: ArrayLike, exponents: np.ndarray, shares: np.ndarray, most: float) -> Any:
     """How magnitudes are spread over time: share per octave as a map, log₁₀ magnitude upwards.
 
     Args:
@@ -68,12 +69,20 @@ def octave_map(axes: Axes, x: ArrayLike, exponents: np.ndarray, shares: np.ndarr
       x: times [records].
       exponents: binary exponent of each octave.
       shares: [records, octaves].
+      most: the share at the top of the colour scale.
     """
     seen = np.flatnonzero(shares.max(0) > 1e-3)
     span = slice(seen[0], seen[-1] + 1) if seen.size else slice(None)
+    shown = np.where(shares[:, span] > 1e-4, shares[:, span], np.nan)
     mesh = axes.pcolormesh(
-        x, exponents[span] * np.log10(2), shares[:, span].T, vmin=0, vmax=0.4, shading="nearest", rasterized=True
+        x,
+        exponents[span] * np.log10(2),
+        shown.T,
+        norm=PowerNorm(0.5, vmin=0, vmax=most),
+        shading="nearest",
+        rasterized=True,
     )
+    axes.yaxis.set_major_locator(MaxNLocator(5, integer=True))
     axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"$10^{{{value:g}}}$"))
     axes.grid(False)
     return mesh

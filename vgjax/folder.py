@@ -54,10 +54,8 @@ class RunFolder:
             raise ValueError(f"{path} is not empty and holds no run; choose another folder")
         else:
             path.mkdir(parents=True, exist_ok=True)
-            (path / "environment.json").write_text(json.dumps(environment(), indent=2))
-            temporary = path / ".config.tmp"
-            temporary.write_text(yaml.safe_dump(resolved, sort_keys=False, allow_unicode=True))
-            os.replace(temporary, file)
+            _write_whole(file, yaml.safe_dump(resolved, sort_keys=False, allow_unicode=True))
+            _write_whole(path / "environment.json", json.dumps(environment(), indent=2))
         return cls(path)
 
     def resume(self, tree: Any, tensorboard: Which) -> tuple[int, Any, list[xr.Dataset]]:
@@ -98,6 +96,12 @@ class RunFolder:
         self._checkpoints.close()
         if self._records:
             self._records.close()
+
+
+def _write_whole(path: Path, text: str) -> None:
+    temporary = path.with_suffix(".tmp")
+    temporary.write_text(text)
+    os.replace(temporary, path)
 
 
 def describe(about: dict[str, Any]) -> dict[str, Any]:

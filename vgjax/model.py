@@ -112,16 +112,16 @@ def initial_variables(config: Config, classes: int, hypers: Hypers, key: jax.Arr
     model = MLP(config, classes)
     variables = dict(model.init(key, inputs, train=False))
     variables["params"] = _scale_layers(variables["params"], "bias", hypers.sigma_b)
-    if is_data_dependent(config.initializer):
-        variables["params"] = _unit_variance(model, variables, inputs)
+    variables["params"] = _unit_variance(model, variables, inputs)
     variables["params"] = _scale_layers(variables["params"], "kernel", hypers.sigma_w)
     return variables
 
 
 def _unit_variance(model: MLP, variables: Variables, inputs: jax.Array) -> Variables:
-    """LSUV: layer by layer, divide the weights by the standard deviation of their pre-activations."""
-    params = variables["params"]
-    for i in range(len(model.config.hidden) + 1):
+    """LSUV, where asked for: layer by layer, divide the weights by the standard deviation of their pre-activations."""
+    params, config = variables["params"], model.config
+    named = [config.initializer] * len(config.hidden) + [config.output_initializer or config.initializer]
+    for i in (i for i, name in enumerate(named) if is_data_dependent(name)):
         (_, seen), _ = model.apply({**variables, "params": params}, inputs, train=True, mutable=["batch_stats"])
         std = jnp.std(seen["pre_activations"][i])
         divisor = jnp.where(std > 0, std, jnp.ones_like(std))

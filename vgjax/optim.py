@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -56,12 +55,17 @@ OPTIMIZERS: dict[str, Entry] = {
     "rmsprop": Entry(optax.scale_by_rms, "decay 0.9, eps 1e-8", "Hinton 2012, lecture 6e"),
 }
 
-CLIPS: dict[str, Callable[[Any], optax.GradientTransformation]] = {
-    "none": lambda threshold: optax.identity(),
-    "value": optax.clip,
-    "global_norm": optax.clip_by_global_norm,
-    "layer_norm": clip_by_layer_norm,
-    "agc": optax.adaptive_grad_clip,
+# A clip's row makes its transformation from the threshold.
+CLIPS: dict[str, Entry] = {
+    "none": Entry(lambda threshold: optax.identity(), "the gradient as it is", "—"),
+    "value": Entry(optax.clip, "each entry to ±threshold", "Mikolov 2012"),
+    "global_norm": Entry(
+        optax.clip_by_global_norm, "the whole gradient to ‖g‖ ≤ threshold", "Pascanu et al. 2013, 1211.5063"
+    ),
+    "layer_norm": Entry(clip_by_layer_norm, "each parameter's gradient to ‖g‖ ≤ threshold by itself", "Keras clipnorm"),
+    "agc": Entry(
+        optax.adaptive_grad_clip, "each unit's gradient to ‖g‖ ≤ threshold · ‖w‖", "Brock et al. 2021, 2102.06171"
+    ),
 }
 
 # A schedule is a shape of height 1 over the run, total_steps → (count → factor); the learning rate multiplies it.
@@ -114,7 +118,7 @@ def make_optimizer(config: Config, hypers: Hypers, total_steps: int) -> optax.Gr
     shape = resolve("schedule", SCHEDULES, config.schedule)(total_steps)
     chain = optax.chain(
         optax.scale(1 / config.batch_size) if config.reduction == "sum" else optax.identity(),
-        CLIPS[config.clip](hypers.clip_threshold),
+        CLIPS[config.clip].make(hypers.clip_threshold),
         decay if config.decay == "l2" else optax.identity(),
         _direction(config.optimizer),
         decay if config.decay == "decoupled" else optax.identity(),

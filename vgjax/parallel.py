@@ -7,6 +7,7 @@ Either every device trains its own lanes, or every device takes its part of each
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any, Literal, NamedTuple
 
 import jax
@@ -85,14 +86,12 @@ def place(where: Layout, shared: Any, lanes: Any) -> tuple[Any, Any]:
     Returns:
       shared, replicated; and lanes as [devices, n_lanes / devices, …], or replicated where the batch is sharded.
     """
-    mesh = jax.sharding.Mesh(_devices(where), AXIS)
-    replicated = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
-    split = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec(AXIS))
+    replicated = jax.sharding.NamedSharding(_mesh(where), jax.sharding.PartitionSpec())
     shared = jax.device_put(shared, replicated)
     if where.shard == "batch":
         return shared, jax.device_put(lanes, replicated)
     parts = jax.tree.map(lambda x: x.reshape(where.n_devices, -1, *x.shape[1:]), lanes)
-    return shared, jax.device_put(parts, split)
+    return shared, jax.device_put(parts, _split(where))
 
 
 def gather(where: Layout, lanes: Any) -> Any:
@@ -114,7 +113,7 @@ def program(where: Layout, one_lane: Callable[..., Any], lane_bytes: int) -> Cal
       A function of (shared, lanes) as `place` gives them; its results lie as the lanes do.
     """
 
-    def all_lanes(shared: Any, lanes: Any) -> Any:
+    def all_lanes(device: jax.Array, shared: Any, lanes: Any) -> Any:
         n = jax.tree.leaves(lanes)[0].shape[0]
         if n == 1:  # one lane costs no more than without vmap
             result = one_lane(shared, jax.tree.map(lambda x: x[0], lanes))
@@ -125,7 +124,9 @@ def program(where: Layout, one_lane: Callable[..., Any], lane_bytes: int) -> Cal
         return jax.lax.map(lambda lane: one_lane(shared, lane), lanes, batch_size=size if size > 1 else None)
 
     axis = 0 if where.shard == "lanes" else None
-    return jax.pmap(all_lanes, axis_name=AXIS, in_axes=(None, axis), out_axes=axis, devices=_devices(where))
+    compiled = jax.pmap(all_lanes, axis_name=AXIS, in_axes=(0, None, axis), out_axes=axis, devices=_devices(where))
+    numbers = jax.device_put(jnp.arange(where.n_devices), _split(where))  # pmap wants something to map over
+    return partial(compiled, numbers)
 
 
 def start_program(one_lane: Callable[..., Any]) -> Callable[..., Any]:
@@ -143,6 +144,14 @@ def _slice_size(n_lanes: int, lane_bytes: int) -> int:
         return n_lanes
     fitting = max(1, CPU_CACHE_BYTES // max(1, lane_bytes))
     return max(size for size in range(1, n_lanes + 1) if n_lanes % size == 0 and size <= fitting)
+
+
+def _split(where: Layout) -> jax.sharding.NamedSharding:
+    return jax.sharding.NamedSharding(_mesh(where), jax.sharding.PartitionSpec(AXIS))
+
+
+def _mesh(where: Layout) -> jax.sharding.Mesh:
+    return jax.sharding.Mesh(_devices(where), AXIS)
 
 
 def _devices(where: Layout) -> list[jax.Device]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import shutil
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Literal
@@ -34,7 +34,7 @@ class Records:
         self._writers: dict[int, Any] = {}
         self._queue = ThreadPoolExecutor(1)
         self._written: list[Future] = []
-        self._log: tuple[Any, logging.Handler] | None = None
+        self._log: tuple[Any, Callable[[], None]] | None = None
         shutil.rmtree(folder / "tensorboard", ignore_errors=True)
         (folder / "train.log").unlink(missing_ok=True)
         for part in so_far:
@@ -56,8 +56,7 @@ class Records:
             writer.flush()
             writer.close()
         if self._log:
-            logging.getLogger("absl").removeHandler(self._log[1])
-            self._log[1].close()
+            self._log[1]()
 
     def _write(self, part: xr.Dataset) -> None:
         lanes = {"all": range(part.sizes["lane"]), "first": range(1), "none": range(0)}[self._which]
@@ -139,15 +138,24 @@ def _histogram_metadata() -> Any:
     return metadata.create_summary_metadata(display_name=None, description="signed log₂ bins")
 
 
-def _open_log(path: Path) -> tuple[Any, logging.Handler]:
-    """CLU's logging writer, and the handler that sends its lines to a file instead of the terminal."""
+def _open_log(path: Path) -> tuple[Any, Callable[[], None]]:
+    """CLU's logging writer, whose lines go to a file instead of the terminal; and how to close it."""
     from absl import logging as absl_logging
     from clu import metric_writers
 
     logger = absl_logging.get_absl_logger()
+    before = logger.level, logger.propagate
     handler = logging.FileHandler(path)
     handler.setFormatter(logging.Formatter("%(asctime)s %(message)s"))
+    handler.addFilter(lambda record: record.module == "logging_writer")  # Orbax speaks through the same logger
     logger.addHandler(handler)
     logger.propagate = False
     logger.setLevel(logging.INFO)
-    return metric_writers.LoggingWriter(), handler
+
+    def close() -> None:
+        logger.removeHandler(handler)
+        handler.close()
+        logger.setLevel(before[0])
+        logger.propagate = before[1]
+
+    return metric_writers.LoggingWriter(), close

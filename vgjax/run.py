@@ -88,6 +88,9 @@ def run(
     seeds = list(range(seeds)) if isinstance(seeds, int) else list(seeds)
     if not settings or not seeds:
         raise ValueError("no lanes: at least one setting of the hypers and one seed are needed")
+    for seed in seeds:
+        if not 0 <= seed < 2**32:
+            raise ValueError(f"seed {seed} is not allowed; allowed: 0 to {2**32 - 1}")
     for setting in settings:
         check_hypers(setting)
     check_names(config)

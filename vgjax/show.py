@@ -30,15 +30,6 @@ TOPICS = {
     "datasets": ("data", "DATASETS"),
 }
 
-# The rows of CLIPS are bare functions: their lines and sources.
-CLIPS = {
-    "none": ("the gradient as it is", "—"),
-    "value": ("each entry to ±threshold", "Mikolov 2012"),
-    "global_norm": ("the whole gradient to ‖g‖ ≤ threshold", "Pascanu et al. 2013, 1211.5063"),
-    "layer_norm": ("each parameter's gradient to ‖g‖ ≤ threshold by itself", "Keras clipnorm"),
-    "agc": ("each unit's gradient to ‖g‖ ≤ threshold · ‖w‖", "Brock et al. 2021, 2102.06171"),
-}
-
 
 def print_table(title: str, columns: Sequence[str], rows: Iterable[Sequence[Any]], numbers: Sequence[str] = ()) -> None:
     """A table on stdout, as wide as the terminal; piped, its lines are not broken.
@@ -82,7 +73,7 @@ def print_names(topics: Sequence[str]) -> None:
     for i, topic in enumerate(topics):
         module, table = TOPICS[topic]
         entries = getattr(importlib.import_module(f"vgjax.{module}"), table)
-        rows = [(name, *(CLIPS[name] if topic == "clips" else (e.summary, e.source))) for name, e in entries.items()]
+        rows = [(name, e.summary, e.source) for name, e in entries.items()]
         print_table(f"\n{topic}" if i else topic, ("name", "what", "source"), rows)
 
 

@@ -1,0 +1,27 @@
+"""A run in a process of its own, to be killed: `python checkpoint_run.py FOLDER`; slow enough to be caught half-way."""
+
+import sys
+import time
+
+import small
+from test_engine import SETTINGS, changed
+
+import vgjax.folder
+from vgjax import run
+
+CONFIG = changed(epochs=6, norm="batch", norm_at="post_activation", optimizer="adam", schedule="cosine")
+SEEDS = 2
+
+
+def main(folder: str) -> None:
+    vgjax.folder.SECONDS_BETWEEN_CHECKPOINTS = 0.0
+
+    def dawdle(part, total):
+        print(int(part["evaluated_at"].values[0]), flush=True)
+        time.sleep(0.7)
+
+    run(CONFIG, SETTINGS, SEEDS, dataset=small.dataset(), folder=folder, tensorboard="none", devices=1, progress=dawdle)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1])

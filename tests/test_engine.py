@@ -1,0 +1,479 @@
+"""The engine: chunks, lanes, batches and replicas do what a plain loop over NumPy arrays would."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import reference
+import small
+
+from vgjax import batches, parallel, run
+from vgjax.config import Config, Hypers
+from vgjax.data import Dataset
+from vgjax.model import MLP, initial_variables
+from vgjax.train import Lane, Program, Shared, initial_state, purpose_key, train_step
+
+engine = importlib.import_module("vgjax.run")
+ALONE = parallel.Layout(1, "lanes")
+SETTINGS = [Hypers(0.1), Hypers(0.05)]
+COMPILED = []
+jax.monitoring.register_event_duration_secs_listener(
+    lambda name, seconds, **_: COMPILED.append(name) if name.endswith("backend_compile_duration") else None
+)
+
+
+def changed(**changes):
+    return dataclasses.replace(small.CONFIG, **changes)
+
+
+def assert_same_history(one, other, rtol=1e-5):
+    """Every recorded number, relatively; counts may differ by numbers that rounding moved over a bin's edge."""
+    assert set(one.data_vars) == set(other.data_vars)
+    for name in one.data_vars:
+        a, b = one[name].values, other[name].values
+        if "bin" in one[name].dims:
+            assert np.abs(a - b).sum() <= 4, name
+        else:
+            size = np.abs(a).max() if name == "gradient_mean" else 0  # a sum that cancels
+            np.testing.assert_allclose(a, b, rtol=rtol, atol=rtol * size, err_msg=name)
+
+
+@pytest.fixture(scope="module")
+def eight_lanes():
+    """Two settings by four seeds."""
+    return run(small.CONFIG, SETTINGS, 4, dataset=small.dataset())
+
+
+@pytest.mark.parametrize(
+    ("changes", "per_epoch", "total", "expected"),
+    [
+        ({}, 3, 9, [(0,), (3,), (6, 8)]),
+        ({"record_every": 0}, 3, 9, [(0,), (3,), (6, 8)]),
+        ({"record_every": 1}, 2, 4, [(0, 1), (2, 3)]),
+        ({"record_every": 4}, 3, 9, [(0,), (4,), (8,)]),
+        ({"record_every": 100}, 3, 9, [(0,), (), (8,)]),
+        ({"record_every": 2}, 3, 4, [(0, 2), (3,)]),
+        ({}, 3, 1, [(0,)]),
+    ],
+)
+def test_recorded_steps(changes, per_epoch, total, expected):
+    """Step 0, every k-th and the last; chunks end with their epoch, the last one with the run."""
+    chunks = engine.plan(changed(**changes), per_epoch, total)
+    assert [chunk.recorded for chunk in chunks] == expected
+    assert [chunk.start for chunk in chunks] == list(range(0, total, per_epoch))
+    assert [chunk.stop for chunk in chunks[:-1]] == [chunk.start for chunk in chunks[1:]] and chunks[-1].stop == total
+
+
+def test_history_has_every_lane_and_step(eight_lanes):
+    """Lanes are settings × seeds, with their numbers as coordinates; steps, epochs and evaluations as planned."""
+    history = eight_lanes.history
+    assert history["seed"].values.tolist() == [0, 1, 2, 3] * 2
+    assert history["learning_rate"].values.tolist() == [0.1] * 4 + [0.05] * 4
+    assert history["step"].values.tolist() == [0, 3, 6, 8] and history["evaluated_at"].values.tolist() == [3, 6, 9]
+    assert history["epoch"].values.tolist() == [0, 1, 2, 8 / 3]
+    assert history["layer"].values.tolist() == ["layer_1", "layer_2", "layer_3"]
+    assert history["fan_in"].values.tolist() == [5, 8, 6] and history["fan_out"].values.tolist() == [8, 6, 3]
+    assert np.array_equal(history["gradient_histogram"].sum("bin")[0, 0], [40, 48, 18])
+    assert len(np.unique(history["loss"].values[:, 0])) == 4 and len(np.unique(history["loss"].values[:, -1])) == 8
+
+
+def simulate(config, hypers, params, averages, total, schedule):
+    """The run as a plain loop in float64: momentum SGD, value clipping, l2 decay, data in the file's order."""
+    data = small.dataset()
+    x, y = data.train_inputs.astype(np.float64), data.train_labels
+    per_epoch = -(-len(y) // config.batch_size) if config.last_batch == "keep" else len(y) // config.batch_size
+    kind = {"activation": config.activation, "norm": config.norm}
+    momentum = jax.tree.map(np.zeros_like, params)
+    steps, evaluations, meter = {}, {}, []
+    for t in range(total):
+        start = t % per_epoch * config.batch_size
+        rows = slice(start, min(start + config.batch_size, len(y)))
+        n = len(y[rows])
+        loss, gradients, share, moments = reference.loss_and_gradients(
+            params, x[rows], y[rows], reduction=config.reduction, **kind
+        )
+        loss = loss / n if config.reduction == "sum" else loss
+        meter.append((loss * n, share * n, n))
+        factor = config.batch_size if config.reduction == "sum" else 1
+        clip = hypers.clip_threshold if config.clip == "value" else np.inf
+        total_g = jax.tree.map(
+            lambda g, w, f=factor, c=clip: np.clip(g / f, -c, c) + hypers.weight_decay * w * (w.ndim == 2),
+            gradients,
+            params,
+        )
+        momentum = jax.tree.map(lambda m, g: 0.9 * m + g, momentum, total_g)
+        updates = jax.tree.map(lambda m, t=t: -hypers.learning_rate * schedule(t) * m, momentum)
+        steps[t] = {"loss": loss, "accuracy": share}
+        for name, pick in (
+            ("gradient_norm", lambda n, g=gradients: np.linalg.norm(g[n]["kernel"])),
+            ("gradient_std", lambda n, g=gradients: g[n]["kernel"].std()),
+            ("gradient_max", lambda n, g=gradients: np.abs(g[n]["kernel"]).max()),
+            ("gradient_log10_rms", lambda n, g=gradients: np.log10(np.sqrt(np.mean(g[n]["kernel"] ** 2)))),
+            ("weight_norm", lambda n, p=params: np.linalg.norm(p[n]["kernel"])),
+            (
+                "update_ratio",
+                lambda n, u=updates, p=params: np.linalg.norm(u[n]["kernel"]) / np.linalg.norm(p[n]["kernel"]),
+            ),
+        ):
+            steps[t][name] = [pick(f"layer_{i}") for i in range(1, len(config.hidden) + 2)]
+        params = jax.tree.map(np.add, params, updates)
+        for name, moment in moments.items():
+            averages[name] = {k: 0.99 * averages[name][k] + 0.01 * moment[k] for k in moment}
+        if (t + 1) % per_epoch == 0 or t + 1 == total:
+            sums = np.sum(meter, axis=0)
+            evaluations[t + 1] = {"train_loss": sums[0] / sums[2], "train_accuracy": sums[1] / sums[2]}
+            evaluations[t + 1] |= evaluated(config, params, averages)
+            meter = []
+    return steps, evaluations, params
+
+
+def evaluated(config, params, averages):
+    """Loss and accuracy over the test split, batch norm by its running averages, folded into the dense layers."""
+    data, folded = small.dataset(), {}
+    for name, layer in params.items():
+        norm = name.replace("layer", "norm")
+        if norm in averages and name != norm:
+            scale = params[norm]["scale"] / np.sqrt(averages[norm]["var"] + config.norm_epsilon)
+            bias = (layer["bias"] - averages[norm]["mean"]) * scale + params[norm]["bias"]
+            folded[name] = {"kernel": layer["kernel"] * scale, "bias": bias}
+        elif name.startswith("layer"):
+            folded[name] = layer
+    x = data.test_inputs.astype(np.float64)
+    loss, _, share, _ = reference.loss_and_gradients(folded, x, data.test_labels, activation=config.activation)
+    return {"validation_loss": loss, "validation_accuracy": share}
+
+
+@pytest.mark.parametrize(
+    ("changes", "hypers", "schedule"),
+    [
+        (
+            {
+                "last_batch": "keep",
+                "reduction": "sum",
+                "clip": "value",
+                "decay": "l2",
+                "schedule": "linear",
+                "steps": 10,
+            },
+            Hypers(0.2, weight_decay=0.01, clip_threshold=0.05),
+            lambda t: 1 - t / 10,
+        ),
+        ({"norm": "batch", "last_batch": "keep", "clip": "none", "decay": "l2"}, Hypers(0.2), lambda t: 1.0),
+    ],
+    ids=["sums, clipped and decayed", "batch norm"],
+)
+def test_a_run_is_the_plain_loop(changes, hypers, schedule):
+    """Losses, statistics, evaluations and final parameters of a whole run, incomplete batches too, in float64."""
+    config = changed(shuffle="never", **changes)
+    inputs = jnp.asarray(small.dataset().train_inputs)
+    variables = initial_variables(config, small.CLASSES, Hypers(sigma_b=0.3), jax.random.key(5), inputs)
+    result = run(config, hypers, dataset=small.dataset(), variables=jax.tree.map(lambda leaf: leaf[None], variables))
+    plain = reference.as_float64(dict(variables))
+    total = config.steps or 12
+    steps, evaluations, params = simulate(
+        config, hypers, plain["params"], plain.get("batch_stats", {}), total, schedule
+    )
+    history = result.history.isel(lane=0)
+    assert history["step"].values.tolist() == sorted({*range(0, total, 3), total - 1})
+    for r, t in enumerate(history["step"].values):
+        for name, want in steps[int(t)].items():
+            np.testing.assert_allclose(history[name].values[r], want, rtol=1e-4, err_msg=f"{name} at step {t}")
+    assert history["evaluated_at"].values.tolist() == list(evaluations)
+    for e, want in enumerate(evaluations.values()):
+        for name, value in want.items():
+            np.testing.assert_allclose(history[name].values[e], value, rtol=1e-4, err_msg=f"{name} after chunk {e}")
+    for want, have in zip(jax.tree.leaves(params), jax.tree.leaves(result.variables["params"]), strict=True):
+        np.testing.assert_allclose(have[0], want, rtol=1e-4, atol=1e-5 * np.abs(want).max())
+
+
+def test_a_lane_is_the_run_alone(eight_lanes):
+    """Seed 3 of the second setting among eight lanes and by itself."""
+    alone = run(small.CONFIG, SETTINGS[1], [3], dataset=small.dataset())
+    assert_same_history(alone.history.isel(lane=0), eight_lanes.history.isel(lane=7))
+    for a, b in zip(jax.tree.leaves(alone.variables), jax.tree.leaves(eight_lanes.variables), strict=True):
+        np.testing.assert_allclose(a[0], b[7], rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("lanes_a_slice", [1, 4])
+def test_slices_of_lanes(eight_lanes, lanes_a_slice, monkeypatch):
+    """Lanes that do not fit into the cache together run in slices, to the same result."""
+    lane_bytes = sum(leaf.nbytes for leaf in jax.tree.leaves(eight_lanes.variables)) // 8
+    monkeypatch.setattr(parallel, "CPU_CACHE_BYTES", (2 * lane_bytes + 200) * lanes_a_slice)  # weights and momentum
+    seen = []
+    slice_size = parallel._slice_size
+    monkeypatch.setattr(parallel, "_slice_size", lambda n, size: seen.append(slice_size(n, size)) or seen[-1])
+    engine._chunk_program.cache_clear()
+    sliced = run(small.CONFIG, SETTINGS, 4, dataset=small.dataset())
+    engine._chunk_program.cache_clear()
+    assert seen == [lanes_a_slice]
+    assert_same_history(sliced.history, eight_lanes.history)
+
+
+@pytest.mark.parametrize(
+    ("n", "lane_bytes", "size"), [(8, 1, 8), (8, 1_500_000, 2), (6, 900_000, 3), (7, 2_000_000, 1)]
+)
+def test_slice_sizes(n, lane_bytes, size):
+    """The largest divisor of the number of lanes that fits, and at least one lane."""
+    assert parallel._slice_size(n, lane_bytes) == size and parallel._slice_size(1, 10**12) == 1
+
+
+def test_nothing_is_compiled_twice(eight_lanes):
+    """The same run again compiles nothing; other numbers neither; another initializer its first state alone."""
+    run(small.CONFIG, SETTINGS, 4, dataset=small.dataset())
+    before = len(COMPILED)
+    again = run(small.CONFIG, SETTINGS, 4, dataset=small.dataset())
+    run(small.CONFIG, [Hypers(0.3, 0.1), Hypers(0.2)], [9, 8, 7, 6], dataset=small.dataset())
+    assert before and len(COMPILED) == before
+    other = run(changed(initializer="mean_field"), SETTINGS, 4, dataset=small.dataset())
+    assert len(COMPILED) == before + 1
+    assert_same_history(again.history, eight_lanes.history, rtol=0)
+    assert not np.allclose(other.history["loss"], again.history["loss"])
+
+
+def test_an_exploding_run_ends_in_order(eight_lanes):
+    """Beside seven sound lanes one has a monstrous learning rate: its history is complete, theirs as ever."""
+    settings = [Hypers(0.1), Hypers(1e38)]
+    result = run(small.CONFIG, settings, 4, dataset=small.dataset())
+    assert result.history["step"].values.tolist() == [0, 3, 6, 8]
+    exploded = result.history.isel(lane=slice(4, 8))
+    assert not np.isfinite(exploded["loss"].values[:, -1]).any()
+    assert np.isfinite(exploded["loss"].values[:, 0]).all()
+    assert (exploded["gradient_histogram"].sum("bin") == [40, 48, 18]).all()
+    assert_same_history(result.history.isel(lane=slice(4)), eight_lanes.history.isel(lane=slice(4)), rtol=0)
+
+
+def pieces(config, data=None, key=0):
+    """The parts from which the engine is made, for one lane on one device."""
+    train, validation = batches.arrays(data or small.dataset(), config)
+    program = Program(config, small.CLASSES, len(train.labels), ALONE)
+    return program, Shared(train, validation, None), Lane(Hypers(), jax.random.key(key), jnp.int32(0))
+
+
+def numbers(batch):
+    """Which examples are in a batch, by their first feature."""
+    which = np.rint(np.asarray(batch.inputs[:, 0]) * small.N).astype(int)
+    return which if batch.mask is None else which[np.asarray(batch.mask)]
+
+
+def batch_of(program, shared, lane, t, replica=0, epoch=0):
+    order = batches.epoch_order(program.config, program.n_examples, purpose_key(lane.key, "shuffle"), jnp.int32(epoch))
+    return batches.batch_at(program.config, shared.train, order, jnp.int32(t), jnp.int32(replica), jnp.int32(0), 1)
+
+
+def gradients_of(program, lane, state, batch):
+    return jax.jit(lambda *a: train_step(program, *a)[1])(lane, state, batch)
+
+
+@pytest.mark.parametrize("reduction", ["sum", "mean"])
+def test_replicas_see_disjoint_parts_of_the_batch(reduction):
+    """Four replicas start equal and see a quarter each; the sum (mean) of their gradients is the whole batch's."""
+    config = changed(replicas=4, reduction=reduction)
+    program, shared, lane = pieces(config)
+    whole = pieces(changed(reduction=reduction))
+    state = initial_state(*whole)
+    parts = [batch_of(program, shared, lane, 1, replica) for replica in range(4)]
+    assert [len(part.labels) for part in parts] == [4] * 4
+    together = batch_of(*whole, 1)
+    assert sorted(np.concatenate([numbers(p) for p in parts])) == sorted(numbers(together))
+    assert len(set(numbers(together))) == 16
+    step = jax.jit(lambda state, batch: train_step(program, lane, state, batch)[1].gradients)
+    summed = jax.tree.map(lambda *g: np.sum(np.stack(g), axis=0), *[step(state, part) for part in parts])
+    wanted = gradients_of(whole[0], lane, state, together).gradients
+    for have, want in zip(jax.tree.leaves(summed), jax.tree.leaves(wanted), strict=True):
+        have = have / (4 if reduction == "mean" else 1)
+        np.testing.assert_allclose(have, want, rtol=1e-5, atol=1e-6 * np.abs(want).max())
+
+
+def test_a_run_of_replicas():
+    """Replicas of one seed are lanes from one start that go apart; each is validated on its part of the batches."""
+    history = run(changed(replicas=4), seeds=2, dataset=small.dataset()).history
+    assert history["seed"].values.tolist() == [0] * 4 + [1] * 4
+    assert history["replica"].values.tolist() == [0, 1, 2, 3] * 2
+    start, end = (history["weight_norm"].values[:, r].reshape(2, 4, 3) for r in (0, -1))
+    assert (start == start[:, :1]).all() and not np.allclose(start[0], start[1])
+    assert all(len(np.unique(end[s, :, 0])) == 4 for s in range(2))
+    assert set(np.unique(np.round(history["validation_accuracy"].values * 4, 5))) <= {0, 1, 2, 3, 4}  # 16 of 20, by 4
+
+
+@pytest.mark.parametrize("shuffle", ["never", "once", "every_epoch"])
+def test_shuffle(shuffle):
+    """Every order is a permutation: the file's, one for all epochs, or one for each; another key, another order."""
+    config = changed(shuffle=shuffle, batch_size=7)
+    orders = np.array([batches.epoch_order(config, small.N, jax.random.key(0), jnp.int32(e)) for e in range(3)])
+    other = np.asarray(batches.epoch_order(config, small.N, jax.random.key(1), jnp.int32(0)))
+    assert (np.sort(orders, axis=1) == np.arange(small.N)).all()
+    assert np.array_equal(orders[0], np.arange(small.N)) == (shuffle == "never")
+    assert np.array_equal(orders[0], orders[1]) == (shuffle != "every_epoch")
+    assert np.array_equal(orders[0], other) == (shuffle == "never")
+    assert not np.array_equal(orders[1], orders[2]) or shuffle != "every_epoch"
+
+
+@pytest.mark.parametrize(("batch_size", "last_batch"), [(16, "keep"), (16, "drop"), (14, "keep"), (100, "keep")])
+def test_every_example_once_an_epoch(batch_size, last_batch):
+    """The last, incomplete batch is kept, and nobody is seen twice for it; or it is dropped."""
+    program, shared, lane = pieces(changed(batch_size=batch_size, last_batch=last_batch))
+    assert (
+        program.steps_per_epoch
+        == {(16, "keep"): 4, (16, "drop"): 3, (14, "keep"): 4, (100, "keep"): 1}[batch_size, last_batch]
+    )
+    for epoch in range(2):
+        seen = [numbers(batch_of(program, shared, lane, t, epoch=epoch)) for t in range(program.steps_per_epoch)]
+        seen = np.concatenate(seen)
+        assert len(seen) == len(set(seen)) == (48 if last_batch == "drop" else small.N)
+
+
+@pytest.mark.parametrize("reduction", ["mean", "sum"])
+@pytest.mark.parametrize("norm", ["none", "batch", "layer"])
+def test_the_incomplete_batch_counts_its_own_examples(norm, reduction):
+    """Loss, gradients and batch norm's averages of the masked batch are those of its eight true examples."""
+    program, shared, lane = pieces(changed(norm=norm, last_batch="keep", reduction=reduction))
+    state = initial_state(program, shared, lane)
+    batch = batch_of(program, shared, lane, 3)
+    assert batch.inputs.shape[0] == 16 and int(batch.mask.sum()) == 8
+    after, outcome = jax.jit(lambda state: train_step(program, lane, state, batch))(state)
+    mask = np.asarray(batch.mask)
+    loss, gradients, share, moments = reference.loss_and_gradients(
+        reference.as_float64(state.variables["params"]),
+        np.asarray(batch.inputs, np.float64)[mask],
+        np.asarray(batch.labels)[mask],
+        activation="tanh",
+        norm=norm,
+        reduction=reduction,
+    )
+    assert float(outcome.loss) == pytest.approx(loss / (8 if reduction == "sum" else 1), rel=1e-5)
+    assert (float(outcome.examples), float(outcome.correct)) == (8, round(share * 8))
+    for layer in ("layer_1", "layer_2", "layer_3"):
+        want = gradients[layer]["kernel"]
+        np.testing.assert_allclose(outcome.gradients[layer]["kernel"], want, rtol=1e-4, atol=1e-5 * np.abs(want).max())
+    if norm == "batch":
+        for name, moment in moments.items():
+            have = after.variables["batch_stats"][name]
+            np.testing.assert_allclose(have["var"], 0.99 + 0.01 * moment["var"], rtol=1e-6)
+            np.testing.assert_allclose(have["mean"], 0.01 * moment["mean"], rtol=1e-4, atol=1e-7)
+
+
+def test_holdout():
+    """The first examples validate instead of the test split, and do not train."""
+    data = small.dataset()
+    train, validation = batches.arrays(data, changed(holdout=10))
+    np.testing.assert_array_equal(validation.inputs, data.train_inputs[:10])
+    np.testing.assert_array_equal(train.inputs, data.train_inputs[10:])
+    np.testing.assert_array_equal(train.labels, data.train_labels[10:])
+    train, validation = batches.arrays(data, changed())
+    np.testing.assert_array_equal(validation.inputs, data.test_inputs)
+    assert len(train.labels) == small.N
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"holdout": 56}, "holdout 56 leaves nothing of 56"),
+        ({"batch_size": 57}, "batch_size 57 is more than the 56 training examples; allowed: 1 to 56"),
+        ({"batch_size": 28, "replicas": 4}, "batch_size 28 is more than the 20 validation examples"),
+        ({"scaling": "1/255"}, "scaling '1/255' is for bytes"),
+    ],
+)
+def test_data_that_do_not_fit(changes, message):
+    """One line that says what would."""
+    with pytest.raises(ValueError, match=message):
+        batches.arrays(small.dataset(), changed(**changes))
+
+
+@pytest.mark.parametrize(
+    ("scaling", "formula"),
+    [
+        ("auto", lambda x: x / 255),
+        ("1/255", lambda x: x / 255),
+        ("1/256", lambda x: x / 256),
+        ("none", lambda x: x),
+        ("standardised", lambda x: (x - x.mean(0)) / np.where(x.std(0) > 0, x.std(0), 1)),
+    ],
+)
+def test_scaling_of_bytes(scaling, formula):
+    """Bytes stay bytes until they are read; a constant feature becomes 0 and not NaN."""
+    pixels = np.random.default_rng(0).integers(256, size=(40, 6)).astype(np.uint8)
+    pixels[:, 2] = 7
+    labels = np.zeros(40, np.int32)
+    data = Dataset("bytes", pixels, labels, pixels[:5], labels[:5], 2, (6,), "drawn")
+    train, validation = batches.arrays(data, changed(scaling=scaling))
+    assert train.inputs.dtype == np.uint8
+    want = formula(pixels.astype(np.float64))
+    np.testing.assert_allclose(batches.scaled(train, train.inputs), want, rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(batches.scaled(validation, validation.inputs), want[:5], rtol=1e-5, atol=1e-5)
+
+
+def seen_at_start(config, **hypers):
+    """Standard deviations of the pre-activations over the first batch, layer by layer, and the parameters."""
+    inputs = jnp.asarray(np.random.default_rng(0).uniform(size=(64, 20)), jnp.float32)
+    variables = initial_variables(config, 5, Hypers(**hypers), jax.random.key(1), inputs)
+    (_, seen), _ = MLP(config, 5).apply(variables, inputs, train=True, mutable=["batch_stats"])
+    return [float(jnp.std(z)) for z in seen["pre_activations"]], variables["params"]
+
+
+@pytest.mark.parametrize(("name", "norm"), [("relu", "none"), ("sigmoid", "batch")])
+def test_lsuv_gives_unit_variance(name, norm):
+    """Every layer's pre-activations have variance 1 on the first batch, the logits too."""
+    stds, _ = seen_at_start(Config(hidden=(30, 20, 10, 10), activation=name, initializer="lsuv", norm=norm))
+    assert stds == pytest.approx([1] * 5, rel=1e-4)
+
+
+def test_lsuv_where_it_is_asked_for():
+    """Hidden layers alone, or the output alone, as the two initializers say."""
+    stds, params = seen_at_start(Config(hidden=(30, 20), initializer="lsuv", output_initializer="normal(0.01)"))
+    assert stds[:2] == pytest.approx([1, 1], rel=1e-4) and stds[2] < 0.2
+    assert float(jnp.std(params["layer_3"]["kernel"])) == pytest.approx(0.01, rel=0.2)
+    stds, _ = seen_at_start(Config(hidden=(30, 20), initializer="normal(0.01)", output_initializer="lsuv"))
+    assert stds[0] < 0.2 and stds[2] == pytest.approx(1, rel=1e-4)
+
+
+def test_sigmas():
+    """σ_w multiplies every weight, and biases are N(0, σ_b²), 0 by default."""
+    config = Config(hidden=(300, 200), initializer="uniform")
+    (_, plain), (_, wide) = seen_at_start(config), seen_at_start(config, sigma_w=1.5, sigma_b=0.3)
+    for layer in plain:
+        np.testing.assert_allclose(wide[layer]["kernel"], 1.5 * plain[layer]["kernel"], rtol=1e-6)
+        assert not plain[layer]["bias"].any()
+    biases = np.concatenate([wide["layer_1"]["bias"], wide["layer_2"]["bias"]])
+    assert abs(biases.mean()) < 0.06 and biases.std() == pytest.approx(0.3, rel=0.15)
+
+
+def test_keys_by_purpose():
+    """A parameter's draw depends on its own path: other widths above, another norm or no bias do not change it."""
+    first = seen_at_start(changed())[1]
+    for changes in ({"hidden": (8, 7)}, {"hidden": (8, 6, 6)}, {"bias": False}, {"norm": "batch"}):
+        other = seen_at_start(changed(**changes))[1]
+        np.testing.assert_array_equal(first["layer_1"]["kernel"], other["layer_1"]["kernel"])
+    assert not np.allclose(first["layer_1"]["kernel"][:8, :6], first["layer_2"]["kernel"][:8, :6])
+    key = jax.random.key(0)
+    assert purpose_key(key, "init") != purpose_key(key, "shuffle") != key
+
+
+def test_progress_and_given_variables(eight_lanes):
+    """`progress` sees every chunk; a run from given variables starts there."""
+    seen = []
+    result = run(
+        small.CONFIG,
+        SETTINGS,
+        4,
+        dataset=small.dataset(),
+        variables=eight_lanes.variables,
+        progress=lambda part, total: seen.append((int(part["evaluated_at"].values[0]), total)),
+    )
+    assert seen == [(3, 9), (6, 9), (9, 9)]
+    sizes = np.linalg.norm(eight_lanes.variables["params"]["layer_1"]["kernel"], axis=(1, 2))
+    np.testing.assert_allclose(result.history["weight_norm"].values[:, 0, 0], sizes, rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("hypers", "seeds", "message"),
+    [([], 1, "no lanes"), (Hypers(), [], "no lanes"), (Hypers(), 0, "no lanes"), (Hypers(float("nan")), 1, "nan")],
+)
+def test_refused_lanes(hypers, seeds, message):
+    """No lanes, or numbers that mean nothing."""
+    with pytest.raises(ValueError, match=message):
+        run(small.CONFIG, hypers, seeds, dataset=small.dataset())
