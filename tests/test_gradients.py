@@ -144,7 +144,7 @@ def test_gradients_of_normalised_and_residual_networks(norm, norm_at, branch):
     config = Config(hidden=(12, 12, 8), activation="tanh", norm=norm, norm_at=norm_at, branch=branch)
     inputs, labels = batch_of(3, 32, 12, 4)
     (gradients, loss, _, _), (want_loss, want, _, _), _ = both(config, inputs, labels, 4)
-    assert_same_gradients(gradients, want, elements=1e-5)
+    assert_same_gradients(gradients, want, elements=3e-5)
     assert float(loss) == pytest.approx(want_loss, rel=1e-6)
 
 
@@ -153,7 +153,7 @@ def test_normalisation_of_inputs_far_from_zero():
     config = Config(hidden=(12, 8), activation="tanh", norm="batch", norm_at="network_input")
     inputs, labels = batch_of(4, 64, 12, 4, offset=10.0)
     (gradients, *_), (_, want, *_), _ = both(config, inputs, labels, 4)
-    assert_same_gradients(gradients, want, elements=1e-5)
+    assert_same_gradients(gradients, want, elements=3e-5)
 
 
 def test_batch_norm_keeps_keras_running_averages():
