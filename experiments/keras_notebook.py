@@ -17,14 +17,14 @@ after the first three epochs of stage 4; stage 5 keeps .889. In stage 5 the clip
 single elements of a trained network's gradient is far above them.
 
 What batch norm does is measured at step 1 from 32 seeds. It makes the scale of the data irrelevant ("if used as the
-first layer, can remove the need to normalize the data beforehand"): on raw pixels gradients are as on pixels/255, where
-without it they are 257 times larger. It "reduces the variance between layers" where layers are uneven, as in the sigmoid
-network of stage 1. Two rows differ, and should:
-- Put into that sigmoid network, batch norm does more than bring the first layer level: its gradient becomes some 20 times
-  the last hidden layer's. Two features span only a plane, some units see next to no variance, and dividing by it
+first layer, can remove the need to normalize the data beforehand"): on raw pixels gradients are as on pixels/255,
+where without it they are some 250 times larger. It "reduces the variance between layers" where layers are uneven, as in
+the sigmoid network of stage 1. Two rows differ, and should:
+- Put into that sigmoid network, batch norm does more than bring the first layer level: its gradient becomes some 20
+  times the last hidden layer's. Two features span only a plane, some units see next to no variance, and dividing by it
   magnifies their gradients at every layer going back (batch norm's own explosion, Yang et al. 2019, 1902.08129).
-- In the notebook's own network, with He's weights and ELU, three layers are even already: batch norm has nothing left to
-  even out.
+- In the notebook's own network, with He's weights and ELU, three layers are even already: batch norm has nothing left
+  to even out.
 
 The notebook holds out the file's first 5,000 training images; TFDS has another order, so these are other images.
 """
