@@ -44,9 +44,9 @@ from vgjax import figures, theory
 from vgjax.analysis import Estimate, estimate, geometric_estimate, layer_ratio, layer_spread
 from vgjax.config import Config, Hypers
 from vgjax.data import Dataset, load
+from vgjax.loop import Result
+from vgjax.loop import run as train
 from vgjax.model import describe
-from vgjax.run import Result
-from vgjax.run import run as train
 
 NAME = "keras_notebook"
 TITLE = "The Keras notebook: initialization, activation, batch norm, clipping"

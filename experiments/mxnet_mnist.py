@@ -30,7 +30,7 @@ from vgjax import figures, theory
 from vgjax.analysis import Estimate, by_seed, estimate, geometric_estimate, magnitude_histogram
 from vgjax.config import Config, Hypers
 from vgjax.data import Dataset
-from vgjax.run import run as train
+from vgjax.loop import run as train
 
 NAME = "mxnet_mnist"
 TITLE = "The MXNet tutorial: vanishing gradients on MNIST"

@@ -492,6 +492,6 @@ def test_what_is_too_large_is_said_in_one_line(capsys, monkeypatch):
     def fails(*args, **kwargs):
         raise RuntimeError("INTERNAL: Out of memory allocating 10802042180 bytes.\nmore")
 
-    monkeypatch.setattr(sys.modules["vgjax.run"], "run", fails)
+    monkeypatch.setattr(sys.modules["vgjax.loop"], "run", fails)
     assert main([*SMALL, "--out", "run"]) == 1
     assert re.fullmatch(r"vgjax: too large for this machine; allowed: .*\n", capsys.readouterr().err)

@@ -18,7 +18,7 @@ from vgjax.data import Dataset
 from vgjax.model import MLP, initial_variables
 from vgjax.train import Lane, Program, Shared, initial_state, purpose_key, train_step
 
-engine = importlib.import_module("vgjax.run")
+engine = importlib.import_module("vgjax.loop")
 ALONE = parallel.Layout(1, "lanes")
 SETTINGS = [Hypers(0.1), Hypers(0.05)]
 COMPILED = []

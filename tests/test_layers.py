@@ -19,7 +19,7 @@ FLOORS = [  # from the bottom to the top; a room may import its own floor and th
     "checks batches history parallel",
     "checkpoint records",
     "folder train",
-    "run",
+    "loop",
     "sweep",
     "analysis diagnose figures report",
     "cli show __main__",
@@ -27,9 +27,9 @@ FLOORS = [  # from the bottom to the top; a room may import its own floor and th
 FLOOR = {room: i for i, rooms in enumerate(FLOORS) for room in rooms.split()}
 ROOMS = sorted(path.stem for path in TOP.glob("*.py") if path.stem != "__init__")
 APART = {  # measurement and prediction meet in analysis alone
-    "theory": {"train", "model", "stats", "run", "optim", "batches", "history", "parallel", "data"},
+    "theory": {"train", "model", "stats", "loop", "optim", "batches", "history", "parallel", "data"},
 }
-MEASURING = ("train", "run", "model", "stats", "batches", "history", "parallel", "folder", "records", "checkpoint")
+MEASURING = ("train", "loop", "model", "stats", "batches", "history", "parallel", "folder", "records", "checkpoint")
 APART |= {room: {"theory"} for room in MEASURING}
 HEAVY = {"tensorflow", "tensorflow_datasets", "matplotlib", "clu"}
 
@@ -110,12 +110,11 @@ def test_import_of_the_engine_leaves_tensorflow_out():
     [
         "from vgjax import run, Config",
         "import vgjax; vgjax.run; run = vgjax.run",
-        "import vgjax.run; from vgjax.run import Result; run = vgjax.run",
         "import vgjax.records, vgjax.cli; from vgjax import run",
     ],
 )
 def test_run_is_the_function(code):
-    """`vgjax.run` is the function at every look, although a room has the same name."""
+    """`vgjax.run` is the function at every look."""
     check = "import inspect\nassert inspect.isfunction(run), run"
     modules_after(f"{code}\n{check}")
 

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import importlib
-import sys
-from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
@@ -13,15 +11,15 @@ if TYPE_CHECKING:
     from vgjax.config import Config, Hypers
     from vgjax.data import Dataset
     from vgjax.history import load
-    from vgjax.run import Result, run
+    from vgjax.loop import Result, run
 
 # Imported when first asked for, so that `vgjax --help` does not wait for JAX.
 _HOMES = {
     "Config": "vgjax.config",
     "Hypers": "vgjax.config",
     "Dataset": "vgjax.data",
-    "Result": "vgjax.run",
-    "run": "vgjax.run",
+    "Result": "vgjax.loop",
+    "run": "vgjax.loop",
     "load": "vgjax.history",
 }
 
@@ -36,14 +34,3 @@ def __getattr__(name: str) -> Any:
 
 def __dir__() -> list[str]:
     return sorted(__all__)
-
-
-class _Package(ModuleType):
-    """Importing the module `vgjax.run` would bind it to the name `run` here: keep the function."""
-
-    def __setattr__(self, name: str, value: Any) -> None:
-        is_room = isinstance(value, ModuleType) and name in _HOMES
-        super().__setattr__(name, getattr(value, name) if is_room else value)
-
-
-sys.modules[__name__].__class__ = _Package

@@ -85,7 +85,7 @@ class Train:
             raise ValueError(f"--resume: {problem}; allowed: --out DIR, the folder of a run")
         from vgjax.checks import check_names
         from vgjax.data import load
-        from vgjax.run import run
+        from vgjax.loop import run
         from vgjax.show import ProgressBar, print_run
 
         for setting in settings:
