@@ -23,7 +23,7 @@ reproduce: install  ## Redo the documents' experiments; ARGS='--full --manual-di
 	$(BIN)/python -m experiments --out $(OUT) $(ARGS)
 
 test: install  ## Run the tests; ARGS='-k name'
-	$(BIN)/python -m pytest $(ARGS)
+	$(BIN)/python -m pytest --numprocesses auto --dist loadfile $(ARGS)
 
 lint: install  ## Lint and format check
 	$(BIN)/ruff check .

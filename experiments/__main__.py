@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import os
 import shutil
 import sys
 import time
@@ -54,7 +55,8 @@ def _reproduce(names: tuple[str, ...], arguments: Arguments) -> int:
     for name in names:
         if name not in EXPERIMENTS:
             raise ValueError(f"unknown experiment {name!r}; {nearest(name, EXPERIMENTS)}")
-    from experiments.reproduction import Options, write_json
+    os.environ.setdefault("JAX_NUM_CPU_DEVICES", str(os.cpu_count()))  # a core for every other lane: small layers
+    from experiments.reproduction import Options, write_json  # cannot keep several cores busy
     from vgjax.environment import environment
     from vgjax.figures import save
     from vgjax.report import write_page

@@ -212,7 +212,7 @@ def _ratio_of_means(a: np.ndarray, b: np.ndarray) -> Estimate:
     return Estimate(ratio, ratio * math.exp(relative.low), ratio * math.exp(relative.high), len(a))
 
 
-def predict_ratio(config: Config, data: Dataset, n_batches: int = 8) -> float:
+def predict_ratio(config: Config, data: Dataset, n_batches: int = 4) -> float:
     """First layer over last hidden, RMS of the weight gradient at step 1, by the closed form over random batches."""
     rng = np.random.default_rng(0)
     widths = (data.train_inputs.shape[1], *config.hidden, data.classes)

@@ -92,6 +92,7 @@ class Config:
     """Statistics at step 0 and every so many steps, and at the last; 0: once an epoch [steps]."""
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "hidden", tuple(self.hidden))
         for name in ("holdout", "steps", "record_every"):
             _check(name, getattr(self, name), 0)
         for name in ("batch_size", "replicas"):

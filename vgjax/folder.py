@@ -86,10 +86,10 @@ class RunFolder:
         """Whether the last checkpoint is old enough for another."""
         return time.monotonic() - self._saved_at > SECONDS_BETWEEN_CHECKPOINTS
 
-    def finish(self) -> xr.Dataset:
+    def finish(self, whole: xr.Dataset) -> None:
         """The run is over: one history file and its tables."""
         self._checkpoints.wait_until_finished()
-        return history.finish(self.path)
+        history.finish(self.path, whole)
 
     def close(self) -> None:
         """Write what is queued and close every file."""

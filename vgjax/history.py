@@ -109,13 +109,11 @@ def forget_after(folder: Path, step: int) -> None:
             path.unlink()
 
 
-def finish(folder: Path) -> xr.Dataset:
-    """Merge the chunks into `history.nc`, write the tables `statistics.csv` and `evaluations.csv`."""
-    whole = load(folder)
+def finish(folder: Path, whole: xr.Dataset) -> None:
+    """Write the whole history as `history.nc`, `statistics.csv` and `evaluations.csv`; drop the chunks."""
     _write(whole, folder / "history.nc")
     write_tables(folder, whole)
     shutil.rmtree(folder / "history", ignore_errors=True)
-    return whole
 
 
 def write_tables(folder: Path, history: xr.Dataset) -> None:
@@ -149,7 +147,7 @@ def _parts(folder: Path) -> list[Path]:
 
 def _read(path: Path) -> xr.Dataset:
     try:
-        with xr.open_dataset(path, engine="h5netcdf") as dataset:
+        with xr.open_dataset(path, engine="netcdf4") as dataset:
             return dataset.load()
     except Exception as error:
         raise ValueError(f"{path} is damaged or is no history: {error}") from None
@@ -159,5 +157,5 @@ def _write(dataset: xr.Dataset, path: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_suffix(".tmp")
     encoding = {name: {"zlib": True, "complevel": 1} for name, v in dataset.data_vars.items() if "bin" in v.dims}
-    dataset.to_netcdf(temporary, engine="h5netcdf", encoding=encoding)
+    dataset.to_netcdf(temporary, engine="netcdf4", encoding=encoding)
     os.replace(temporary, path)

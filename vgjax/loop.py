@@ -162,7 +162,10 @@ def _train(
         in_flight = chunk, state, records, evaluation
     if in_flight:
         land(*in_flight)
-    return Result(disk.finish() if disk else history.join(parts), parallel.gather(where, state.variables))
+    whole_history = history.join(parts)
+    if disk:
+        disk.finish(whole_history)
+    return Result(whole_history, parallel.gather(where, state.variables))
 
 
 def plan(config: Config, steps_per_epoch: int, total_steps: int) -> list[Chunk]:

@@ -61,12 +61,15 @@ def _literal(node: ast.expr) -> Any:
     return node.id if isinstance(node, ast.Name) else ast.literal_eval(node)
 
 
+MOST_NAMES = 30  # more would bury the hint
+
+
 def nearest(name: object, allowed: Iterable[str]) -> str:
     """The end of an error message: the nearest allowed name, and all of them."""
     names = list(allowed)
     close = difflib.get_close_matches(str(name), names, n=1, cutoff=0.5)
     hint = f"did you mean {close[0]!r}? " if close else ""
-    return f"{hint}allowed: {', '.join(names)}"
+    return f"{hint}allowed: {', '.join(names)}" if len(names) <= MOST_NAMES else hint.strip() or f"{len(names)} others"
 
 
 def resolve(kind: str, table: Mapping[str, Entry], named: str | Callable) -> Any:
@@ -110,7 +113,7 @@ def import_function(kind: str, path: str) -> Callable:
         raise ValueError(f"{kind} {path!r}: cannot import {module_name!r} ({error})") from None
     for part in attribute.split("."):
         if not hasattr(found, part):
-            names = [n for n, value in vars(found).items() if getattr(value, "__module__", None) == module_name]
+            names = [n for n, value in vars(found).items() if callable(value) and not n.startswith("_")]
             raise ValueError(f"{kind} {path!r}: {module_name} has no {part!r}; {nearest(part, names)}")
         found = getattr(found, part)
     if not callable(found):
@@ -120,7 +123,7 @@ def import_function(kind: str, path: str) -> Callable:
 
 def text_of(named: str | Callable) -> str:
     """How a name is written into a file: callables as ``module:function``."""
-    return named if isinstance(named, str) else f"{named.__module__}:{named.__qualname__}"
+    return named if isinstance(named, str) else f"{named.__module__}:{getattr(named, '__qualname__', repr(named))}"
 
 
 def _without_function_name(error: TypeError) -> str:
