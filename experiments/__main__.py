@@ -15,6 +15,7 @@ import tyro
 from rich.console import Console
 from rich.table import Table
 
+SIZES = {"smoke": ["--smoke"], "full": ["--full"], "default": []}
 EXPERIMENTS = ("mxnet_mnist", "keras_notebook")
 
 
@@ -62,6 +63,7 @@ def _reproduce(names: tuple[str, ...], arguments: Arguments) -> int:
     from vgjax.report import write_page
 
     started = time.monotonic()
+    size = "smoke" if arguments.smoke else "full" if arguments.full else "default"
     options = Options(arguments.out, arguments.smoke, arguments.full, arguments.data_dir, arguments.manual_dir)
     console = Console(stderr=True)
     outcomes, seconds = [], {}
@@ -76,8 +78,8 @@ def _reproduce(names: tuple[str, ...], arguments: Arguments) -> int:
     made = environment() | {
         "seconds": round(time.monotonic() - started, 1),
         "seconds_each": seconds,
-        "command": " ".join(["python -m experiments", *sys.argv[1:]]),
-        "size": "smoke" if arguments.smoke else "full" if arguments.full else "default",
+        "command": " ".join(["python -m experiments", *arguments.names, *SIZES[size]]),
+        "size": size,
     }
     folder = arguments.out / "figures"
     folder.mkdir(parents=True, exist_ok=True)
@@ -96,17 +98,15 @@ def _reproduce(names: tuple[str, ...], arguments: Arguments) -> int:
 
 
 def _print_table(rows: list) -> None:
+    from vgjax.report import number
+
     table = Table("experiment", "quantity", "published", "predicted", "measured", "95 % interval", "n", "tolerance", "")
     for row in rows:
         low, high = row.interval
-        numbers = [_number(x) for x in (row.published, row.predicted, row.measured)]
-        interval = "" if low != low else f"{_number(low)} … {_number(high)}"
+        numbers = [number(x) for x in (row.published, row.predicted, row.measured)]
+        interval = f"{number(low)} … {number(high)}" if number(low) else ""
         table.add_row(row.experiment, row.quantity, *numbers, interval, str(row.n_seeds), row.tolerance, row.verdict)
     Console(width=None if sys.stdout.isatty() else 200).print(table)
-
-
-def _number(x: float | None) -> str:
-    return "" if x is None else f"{x:.3g}"
 
 
 if __name__ == "__main__":

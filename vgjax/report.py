@@ -41,14 +41,16 @@ def write_page(path: Path, sections: Sequence[Any], figures: Path, environment: 
 
 
 def number(x: float | None) -> str:
-    """Three significant digits, with a power of ten where that is shorter to read; empty for nothing.
+    """A few significant digits, with a power of ten where that is shorter to read; empty for nothing.
 
     >>> number(4.8e-7)
     '4.80·10⁻⁷'
     """
     if x is None or math.isnan(x):
         return ""
-    if x == 0 or 1e-3 <= abs(x) < 1e5:
+    if x == round(x) and abs(x) < 1e6:
+        return f"{x:.0f}"
+    if 1e-3 <= abs(x) < 1e5:
         return f"{x:.4g}"
     mantissa, exponent = f"{x:.2e}".split("e")
     return f"{mantissa}·10{str(int(exponent)).translate(str.maketrans('-0123456789', '⁻⁰¹²³⁴⁵⁶⁷⁸⁹'))}"
