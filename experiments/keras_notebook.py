@@ -250,8 +250,8 @@ def _layers(histories: dict[str, xr.Dataset]) -> Picture:
     row_of_axes[-1].legend(loc="best")
     sentence = (
         "The gradient's RMS in every layer, stage by stage. Sigmoid with Glorot's weights (1) loses decades on the "
-        "way back to layer 1; leaky ReLU with He's (2) is level. Raw pixels without batch norm (3) start every gradient "
-        "two decades above the notebook's network with it (4), and end one above; clipping (5) goes on from there, and "
+        "way back to layer 1; leaky ReLU with He's (2) is level. Raw pixels without batch norm (3) start every "
+        "gradient two decades above the notebook's network with it (4), and end one above; clipping (5) goes on from there, and "
         "finds no gradient that is large enough to clip. Bands span the seeds."
     )
     return Picture("keras_notebook_layers", figure, sentence, pd.concat(tables))
@@ -272,8 +272,8 @@ def _learning(histories: dict[str, xr.Dataset]) -> Picture:
     for axes in (left, right):
         axes.legend(loc="lower right")
     sentence = (
-        "What the stages learn: leaky ReLU climbs from the start, where the sigmoid network sits at chance for half its "
-        "time and then on a plateau (left); on images batch norm learns at once, raw pixels without it badly, and SGD "
+        "What the stages learn: leaky ReLU climbs from the start, where the sigmoid network sits at chance for half "
+        "its time and then on a plateau (left); on images batch norm learns at once, raw pixels without it badly, and SGD "
         "with clipping keeps what was learnt (right)."
     )
     return Picture("keras_notebook_learning", figure, sentence, pd.concat(tables))
