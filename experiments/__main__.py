@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib
 import os
-import shutil
 import sys
 import time
 from dataclasses import dataclass
@@ -32,7 +32,7 @@ class Arguments:
     full: bool = False
     """Training from 8 seeds instead of 3."""
     resume: bool = False
-    """Keep the finished and unfinished runs of an interrupted reproduction."""
+    """Go on with an interrupted reproduction; otherwise earlier runs of the same experiments in --out are replaced."""
     data_dir: Path | None = None
     """Where prepared data are kept [folder]."""
     manual_dir: Path | None = None
@@ -45,9 +45,12 @@ def main() -> int:
     names = arguments.names or EXPERIMENTS
     try:
         return _reproduce(names, arguments)
-    except ValueError as error:
+    except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        print("stopped; go on with --resume (make reproduce ARGS=--resume) and the same options", file=sys.stderr)
+        return 130
 
 
 def _reproduce(names: tuple[str, ...], arguments: Arguments) -> int:
@@ -64,12 +67,11 @@ def _reproduce(names: tuple[str, ...], arguments: Arguments) -> int:
 
     started = time.monotonic()
     size = "smoke" if arguments.smoke else "full" if arguments.full else "default"
-    options = Options(arguments.out, arguments.smoke, arguments.full, arguments.data_dir, arguments.manual_dir)
+    fields = {field.name: getattr(arguments, field.name) for field in dataclasses.fields(Options)}
+    options = Options(**fields)
     console = Console(stderr=True)
     outcomes, seconds = [], {}
     for name in names:
-        if not arguments.resume:
-            shutil.rmtree(arguments.out / "runs" / name, ignore_errors=True)
         begun = time.monotonic()
         console.print(f"{name} …", highlight=False)
         outcomes.append(importlib.import_module(f"experiments.{name}").run(options))
@@ -80,6 +82,7 @@ def _reproduce(names: tuple[str, ...], arguments: Arguments) -> int:
         "seconds_each": seconds,
         "command": " ".join(["python -m experiments", *arguments.names, *SIZES[size]]),
         "size": size,
+        "resumed": arguments.resume,
     }
     folder = arguments.out / "figures"
     folder.mkdir(parents=True, exist_ok=True)
@@ -93,7 +96,7 @@ def _reproduce(names: tuple[str, ...], arguments: Arguments) -> int:
     for note in {note for outcome in outcomes for note in outcome.notes}:
         console.print(f"note: {note}", highlight=False, soft_wrap=True)
     _print_table(rows)
-    print(f"page: {page}\ntensorboard --logdir {arguments.out / 'runs'}")
+    print(f"page: {page}\ncurves: {sys.executable} -m tensorboard.main --logdir {arguments.out / 'runs'}")
     return 0
 
 

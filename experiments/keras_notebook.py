@@ -13,7 +13,8 @@ notebook lacks, raw pixels 0…255 without batch norm, 3 epochs; (4) the noteboo
 the inputs of each hidden layer, 10 epochs; (5) from those weights, SGD(0.01) with gradients clipped at ±1, 5 epochs.
 
 Expected: Iris .667 (loss .996) after stage 1, .847 (.261) after stage 2; Fashion-MNIST validation .869, .877, .880
-after the first three epochs of stage 4; stage 5 keeps .889. In stage 5 the clip should hardly ever act: a bound of 1 on
+after the first three epochs of stage 4; stage 5 keeps .889. The one Keras run left its first plateau late: .996 lies
+outside what eight seeds give here (.57 to .87). In stage 5 the clip should hardly ever act: a bound of 1 on
 single elements of a trained network's gradient is far above them.
 
 What batch norm does is measured at step 1 from 32 seeds. It makes the scale of the data irrelevant ("if used as the
@@ -21,8 +22,9 @@ first layer, can remove the need to normalize the data beforehand"): on raw pixe
 where without it they are some 250 times larger. It "reduces the variance between layers" where layers are uneven, as in
 the sigmoid network of stage 1. Two rows differ, and should:
 - Put into that sigmoid network, batch norm does more than bring the first layer level: its gradient becomes some 20
-  times the last hidden layer's. Two features span only a plane, some units see next to no variance, and dividing by it
-  magnifies their gradients at every layer going back (batch norm's own explosion, Yang et al. 2019, 1902.08129).
+  times the last hidden layer's. That comes of the data: the same network gives a ratio of 7 on Iris's four features and
+  1.1 on the 64 of digits. Two features span only a plane, some units see next to no variance in it, and dividing by
+  that magnifies their gradients at every layer going back.
 - In the notebook's own network, with He's weights and ELU, three layers are even already: batch norm has nothing left
   to even out.
 
@@ -33,13 +35,14 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import xarray as xr
 from matplotlib.ticker import MaxNLocator
 
-from experiments.reproduction import Options, Outcome, Picture, Row, Within, dataset_or_stand_in, head, row
+from experiments.reproduction import Options, Outcome, Picture, Row, Within, dataset_or_stand_in, head, row, runs_folder
 from vgjax import figures, theory
 from vgjax.analysis import Estimate, estimate, geometric_estimate, layer_ratio, layer_spread
 from vgjax.config import Config, Hypers
@@ -94,7 +97,8 @@ SIGMOID, LEAKY, RAW, NORMED, CLIPPED = GRID
 EXACTLY = Within(share=0)
 AGAINST_THEORY = Within(factor=2)
 NEAR_KERAS = Within(share=0.03)
-IRIS_ACCURACY, IRIS_LOSS = Within(share=0.2), Within(factor=2)
+IRIS_ACCURACY, LEAKY_LOSS = Within(share=0.2), Within(factor=2)
+SIGMOID_LOSS = Within(high=1.05)  # below ln 3, an untrained network's
 VANISHES, EVEN = Within(high=0.03), Within(low=0.2, high=5)
 EVENER = Within(high=0.8)
 SCALE_FREE, SCALED = Within(factor=1.5), Within(low=10)
@@ -107,16 +111,18 @@ def run(options: Options) -> Outcome:
     fashion, note = dataset_or_stand_in("fashion_mnist", options)
     if options.smoke:
         fashion = head(fashion, 400)
+    folder = runs_folder(options, NAME)
     results: dict[str, Result] = {}
     for stage in GRID:
-        results[stage] = _train(options, stage, fashion if stage in (RAW, NORMED, CLIPPED) else iris, results)
+        data = fashion if stage in (RAW, NORMED, CLIPPED) else iris
+        results[stage] = _train(options, folder, stage, data, results)
     histories = {stage: result.history for stage, result in results.items()}
     first = _first_steps(options, iris, fashion)
     rows = check(histories, first, iris, has_data=note is None)
     return Outcome(TITLE, rows, plot(histories), [note] if note else [])
 
 
-def _train(options: Options, stage: str, data: Dataset, before: dict[str, Result]) -> Result:
+def _train(options: Options, folder: Path, stage: str, data: Dataset, before: dict[str, Result]) -> Result:
     config, hypers = GRID[stage]
     holdout = 0 if not config.holdout else min(config.holdout, len(data.train_labels) // 10)
     config = replace(config, dataset=data.name, holdout=holdout, epochs=2 if options.smoke else config.epochs)
@@ -126,7 +132,7 @@ def _train(options: Options, stage: str, data: Dataset, before: dict[str, Result
         2 if options.smoke else 8,
         dataset=data,
         variables=before[NORMED].variables if stage == CLIPPED else None,
-        folder=options.out / "runs" / NAME / stage.replace(",", "").replace(" ", "-"),
+        folder=folder / stage.replace(",", "").replace(" ", "-"),
         resume=True,
         tensorboard="first",
     )
@@ -153,12 +159,12 @@ def _first_steps(options: Options, iris: Dataset, images: Dataset) -> dict[str, 
 def check(histories: dict[str, xr.Dataset], first: dict[str, xr.Dataset], iris: Dataset, has_data: bool) -> list[Row]:
     """The notebook's counts, Keras's figures, and the claims: who vanishes, what batch norm and clipping do."""
     rows = [_count("iris network", IRIS, 2, 3, 25475), _count("Fashion-MNIST network", FASHION, 784, 10, 48396)]
-    for stage, accuracy, loss in ((SIGMOID, 0.667, 0.996), (LEAKY, 0.847, 0.261)):
+    for stage, accuracy, loss, within in ((SIGMOID, 0.667, 0.996, SIGMOID_LOSS), (LEAKY, 0.847, 0.261, LEAKY_LOSS)):
         last = histories[stage].isel(evaluation=-1)
         measured = estimate(last["train_accuracy"].values)
         rows.append(row(NAME, f"{stage}: training accuracy", KERAS, measured, IRIS_ACCURACY, published=accuracy))
         measured = estimate(last["train_loss"].values)
-        rows.append(row(NAME, f"{stage}: training loss", KERAS, measured, IRIS_LOSS, published=loss))
+        rows.append(row(NAME, f"{stage}: training loss", KERAS, measured, within, published=loss))
     for stage, claim in ((SIGMOID, VANISHES), (LEAKY, EVEN)):
         quantity = f"{stage}: gradient RMS, first layer over last hidden, step 1"
         ratio = geometric_estimate(layer_ratio(histories[stage]).values)
@@ -251,8 +257,8 @@ def _layers(histories: dict[str, xr.Dataset]) -> Picture:
     sentence = (
         "The gradient's RMS in every layer, stage by stage. Sigmoid with Glorot's weights (1) loses decades on the "
         "way back to layer 1; leaky ReLU with He's (2) is level. Raw pixels without batch norm (3) start every "
-        "gradient two decades above the notebook's network with it (4), and end one above; clipping (5) goes on from there, and "
-        "finds no gradient that is large enough to clip. Bands span the seeds."
+        "gradient two decades above the notebook's network with it (4), and end one above; clipping (5) goes on "
+        "from there, and finds no gradient that is large enough to clip. Bands span the seeds."
     )
     return Picture("keras_notebook_layers", figure, sentence, pd.concat(tables))
 
@@ -273,7 +279,7 @@ def _learning(histories: dict[str, xr.Dataset]) -> Picture:
         axes.legend(loc="lower right")
     sentence = (
         "What the stages learn: leaky ReLU climbs from the start, where the sigmoid network sits at chance for half "
-        "its time and then on a plateau (left); on images batch norm learns at once, raw pixels without it badly, and SGD "
-        "with clipping keeps what was learnt (right)."
+        "its time and then on a plateau (left); on images batch norm learns at once, raw pixels without it badly, and "
+        "SGD with clipping keeps what was learnt and gains a point at once (right)."
     )
     return Picture("keras_notebook_learning", figure, sentence, pd.concat(tables))

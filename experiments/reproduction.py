@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -28,6 +29,8 @@ class Options:
     """Every step of every experiment, at a size of seconds: tests the code, reproduces nothing."""
     full: bool = False
     """More seeds: 8 instead of 3 for training."""
+    resume: bool = False
+    """Go on with the runs that are there; otherwise they are replaced."""
     data_dir: Path | None = None
     """Where prepared data are kept [folder]."""
     manual_dir: Path | None = None
@@ -80,7 +83,9 @@ class Within:
     high: float = math.inf
 
     def holds(self, measured: float, reference: float | None) -> bool:
-        """Whether the measured value is within the tolerance of the reference."""
+        """Whether the measured value is within the tolerance of the reference (which bounds do not need)."""
+        if reference is None and (self.factor is not None or self.share is not None):
+            raise ValueError(f"a tolerance of {self} needs something to be compared with")
         if not math.isfinite(measured):
             return False
         if self.factor is not None and reference is not None:
@@ -137,6 +142,14 @@ def dataset_or_stand_in(name: str, options: Options) -> tuple[Dataset, str | Non
             "published about the real data is not compared; what theory predicts is, for the data that were used."
         )
         return load("digits"), note
+
+
+def runs_folder(options: Options, experiment: str) -> Path:
+    """Where an experiment's runs go, emptied unless they are to be resumed; to be asked for once the data are there."""
+    folder = options.out / "runs" / experiment
+    if not options.resume:
+        shutil.rmtree(folder, ignore_errors=True)
+    return folder
 
 
 def head(data: Dataset, n: int) -> Dataset:

@@ -456,7 +456,7 @@ def test_on_a_terminal_a_bar_and_nothing_else():
     os.close(terminal)
     out = done.communicate()[0]
     assert done.returncode == 0
-    assert f"tensorboard --logdir {Path('run/tensorboard')}" in out and list(Path("run/tensorboard").iterdir())
+    assert f"tensorboard.main --logdir {Path('run/tensorboard')}" in out and list(Path("run/tensorboard").iterdir())
     frames = [frame for frame in re.split(r"[\r\n]|\x1b\[[\d;?]*[A-LsuhlK]", seen.decode()) if frame.strip()]
     shown = [re.sub(r"\x1b\[[\d;]*m", "", frame).strip() for frame in frames]
     bar, left = r"[━╸╺ ]+", r"(-:--:--|\d+:\d\d:\d\d)"

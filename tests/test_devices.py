@@ -73,8 +73,9 @@ def test_the_second_chunk_compiles_nothing(found, n, case):
     ("shard", "lanes", "sizes", "n", "expected"),
     [
         ("auto", 8, (16,), 4, (4, "lanes")),
-        ("auto", 6, (16,), 4, (4, "batch")),
-        ("auto", 6, (16, 6), 4, (1, "lanes")),
+        ("auto", 6, (16,), 4, (3, "lanes")),
+        ("auto", 1, (16,), 4, (4, "batch")),
+        ("auto", 1, (16, 6), 4, (1, "lanes")),
         ("auto", 1, (16,), 1, (1, "lanes")),
         ("batch", 8, (16, 8), 8, (8, "batch")),
         ("lanes", 8, (15,), 8, (8, "lanes")),
@@ -82,7 +83,7 @@ def test_the_second_chunk_compiles_nothing(found, n, case):
     ],
 )
 def test_layout(shard, lanes, sizes, n, expected, monkeypatch):
-    """Lanes over devices where they divide, else the batch, else one device; or as asked."""
+    """Lanes over as many devices as share them evenly; a lone lane's batch over all, else one device; or as asked."""
     monkeypatch.setattr(parallel.jax, "local_devices", lambda: [None] * 8)
     where = parallel.layout(shard, lanes, sizes, n)
     assert where == expected

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from experiments.__main__ import EXPERIMENTS
-from experiments.reproduction import Within, row
+from experiments.reproduction import Options, Within, row, runs_folder
 from vgjax.analysis import Estimate
 
 ROW = {
@@ -104,11 +104,30 @@ def test_unknown_experiment_is_one_line_and_status_2(tmp_path: Path) -> None:
         (Within(low=0.09, high=0.12), 0.105, None, True),
         (Within(share=0), 25475.0, 25475.0, True),
         (Within(factor=2), math.nan, 1.0, False),
+        (Within(low=10), 9.9, None, False),
     ],
 )
 def test_tolerances(within: Within, measured: float, reference: float | None, holds: bool) -> None:
     """Factors, shares and bounds judge as they read."""
     assert within.holds(measured, reference) is holds
+
+
+def test_a_tolerance_without_anything_to_compare_with_is_refused() -> None:
+    """A forgotten reference cannot pass as reproduced."""
+    with pytest.raises(ValueError, match="compared with"):
+        Within(factor=2).holds(1.0, None)
+
+
+def test_runs_are_replaced_once_the_data_are_there_or_resumed(tmp_path: Path) -> None:
+    """A wrong folder of data loses no earlier run; --resume keeps them."""
+    earlier = tmp_path / "runs" / "mxnet_mnist" / "precious"
+    earlier.mkdir(parents=True)
+    command = [sys.executable, "-m", "experiments", "mxnet_mnist", "--out", str(tmp_path)]
+    done = subprocess.run([*command, "--manual-dir", str(tmp_path / "no")], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 2 and earlier.is_dir()
+    assert len(done.stderr.strip().splitlines()) == 2  # the experiment's name, and the error
+    assert runs_folder(Options(out=tmp_path, resume=True), "mxnet_mnist") and earlier.is_dir()
+    assert runs_folder(Options(out=tmp_path), "mxnet_mnist") and not earlier.exists()
 
 
 def test_published_number_goes_before_the_predicted_and_is_dropped_without_data() -> None:

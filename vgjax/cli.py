@@ -62,7 +62,7 @@ class Train:
     resume: FlagCreatePairsOff[bool] = False
     """Go on with the run in --out from its last checkpoint; its config need not be repeated."""
     tensorboard: Literal["all", "first", "none"] = "all"
-    """Lanes that are written to TensorBoard."""
+    """Lanes that are written to TensorBoard; none: no train.log either, and no wait for TensorFlow."""
     data_dir: Folder = None
     """Where prepared data lie; default: VGJAX_DATA_DIR, TFDS_DATA_DIR or the user's cache [folder]."""
     manual_dir: Folder = None
@@ -294,7 +294,10 @@ def _new_folder(config: Config) -> Path:
 
 
 def _sizes(dataset: Any, data_dir: Path | None) -> tuple[int, int]:
-    from vgjax.data import load
+    from vgjax.data import DataUnavailable, load
 
-    found = load(dataset, data_dir)
+    try:
+        found = load(dataset, data_dir)
+    except DataUnavailable:
+        raise ValueError(f"data set {dataset!r} is not at hand; say --features and --classes") from None
     return found.train_inputs.shape[1], found.classes

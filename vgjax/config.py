@@ -127,7 +127,7 @@ def check_hypers(hypers: Hypers) -> None:
     for name, value in hypers._asdict().items():
         if not isinstance(value, int | float):
             continue  # arrays and tracers: lanes of a grid
-        if math.isnan(value) or value < 0:
+        if math.isnan(value) or value < 0 or (math.isinf(value) and name != "clip_threshold"):
             raise ValueError(f"{name} {value} is not allowed; allowed: 0 or more")
 
 

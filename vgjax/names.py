@@ -61,7 +61,7 @@ def _literal(node: ast.expr) -> Any:
     return node.id if isinstance(node, ast.Name) else ast.literal_eval(node)
 
 
-MOST_NAMES = 30  # more would bury the hint
+MOST_NAMES = 50  # more would bury the hint
 
 
 def nearest(name: object, allowed: Iterable[str]) -> str:

@@ -41,7 +41,7 @@ class Layout(NamedTuple):
 
 
 def layout(shard: Sharding, n_lanes: int, batch_sizes: tuple[int, ...], n_devices: int | None = None) -> Layout:
-    """Choose the layout: lanes over devices where they divide, else the batch.
+    """Choose the layout: lanes over as many devices as share them evenly; where that is one, the batch over all.
 
     Args:
       shard: "lanes", "batch", or "auto".
@@ -59,9 +59,8 @@ def layout(shard: Sharding, n_lanes: int, batch_sizes: tuple[int, ...], n_device
     lanes_divide = n_lanes % n == 0
     batch_divides = all(size % n == 0 for size in batch_sizes)
     if shard == "auto":
-        if not lanes_divide and not batch_divides:
-            return Layout(1, "lanes")
-        shard = "lanes" if lanes_divide else "batch"
+        most = max(d for d in range(1, n + 1) if n_lanes % d == 0)  # devices that share the lanes evenly
+        return Layout(n, "batch") if most == 1 and batch_divides and n > 1 else Layout(most, "lanes")
     if shard == "lanes" and not lanes_divide:
         raise ValueError(f"{n_lanes} lanes do not divide into {n} devices; take a multiple of {n}, or shard the batch")
     if shard == "batch" and not batch_divides:

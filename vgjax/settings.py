@@ -145,4 +145,4 @@ def in_one_line(box: str) -> str:
             return f"{what}; did you mean {meant[1]!r} of `{meant[2]}`? allowed: see `{meant[2]} --help`"
         if commands := re.match(r"Available subcommands: (.*)", hint):
             return f"{what}; {nearest(what.split(': ')[-1].split(',')[0], commands[1].split(', '))}"
-    return f"{what}; allowed: see `vgjax --help`"
+    return what if "allowed:" in what else f"{what}; allowed: see `vgjax --help`"

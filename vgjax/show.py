@@ -106,7 +106,7 @@ def print_run(history: xr.Dataset, folder: Path, has_curves: bool) -> None:
     print(f"validation accuracy {accuracy:.4f}, mean over {lanes} lane{'s' if lanes > 1 else ''}")
     print(f"history     {folder / 'history.nc'}\nstatistics  {folder / 'statistics.csv'}")
     if has_curves:
-        print(f"curves      tensorboard --logdir {folder / 'tensorboard'}")
+        print(f"curves      {sys.executable} -m tensorboard.main --logdir {folder / 'tensorboard'}")
 
 
 def _layer_rms(history: xr.Dataset, record: int) -> np.ndarray:

@@ -1,0 +1,42 @@
+"""What the pages promise is there."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+TOP = Path(__file__).parent.parent
+PAGES = [TOP / "README.md", TOP / "experiments" / "README.md"]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda path: str(path.relative_to(TOP)))
+def test_every_relative_link_and_picture_exists(page: Path) -> None:
+    """No dead link, and no placeholder left to fill in."""
+    text = page.read_text()
+    links = [link for link in re.findall(r"\]\(([^)]+)\)", text) if "://" not in link]
+    assert links
+    for link in links:
+        assert (page.parent / link.partition("#")[0]).exists(), link
+    assert not re.search(r"\b[A-Z]+_[A-Z]+\b", text)
+
+
+def test_python_in_the_readme_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The ten lines of Python do what they say, from a folder of the user's."""
+    blocks = re.findall(r"```python\n(.*?)```", PAGES[0].read_text(), re.S)
+    code = next(block for block in blocks if "import vgjax" in block)
+    monkeypatch.chdir(tmp_path)
+    exec(compile(code.replace("epochs=5", "epochs=1").replace("seeds=8", "seeds=2"), "README.md", "exec"), {})
+    assert (tmp_path / "history.nc").stat().st_size > 1000
+
+
+def test_initializer_in_the_readme_trains(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The example of an initializer of one's own is imported by its name and used."""
+    from vgjax.cli import main
+
+    blocks = re.findall(r"```python\n(.*?)```", PAGES[0].read_text(), re.S)
+    (tmp_path / "mine.py").write_text(next(block for block in blocks if "# mine.py" in block))
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    options = "train --dataset digits --initializer mine:half_he --steps 2 --hidden 8 --tensorboard none --out run"
+    assert main(options.split()) == 0
+    assert "mine:half_he" in (tmp_path / "run" / "config.yaml").read_text()
