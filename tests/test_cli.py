@@ -486,6 +486,8 @@ def test_control_c_says_how_to_go_on():
     assert (again.config.epochs, parse_seeds(again.seeds)) == (1000000, (0, 1))
     assert (again.resume, again.data_dir, again.tensorboard) == (True, Path("some where"), "none")
     assert history.load("run")["loss"].sizes["lane"] == 2
+    landed = int(history.load("run")["evaluated_at"].values[-1])
+    assert (Path("run/checkpoints") / str(landed)).is_dir()  # what has landed is kept
 
 
 def test_what_is_too_large_is_said_in_one_line(capsys, monkeypatch):

@@ -13,7 +13,7 @@ import vgjax
 
 TOP = Path(vgjax.__file__).parent
 FLOORS = [  # from the bottom to the top; a room may import its own floor and those below
-    "names config environment",
+    "names config environment stopping",
     "settings activations initializers",
     "data model optim stats theory",
     "checks batches history parallel",

@@ -87,6 +87,7 @@ class Train:
         from vgjax.data import load
         from vgjax.loop import run
         from vgjax.show import ProgressBar, print_run
+        from vgjax.stopping import stop_after_chunk
 
         for setting in settings:
             check_hypers(setting)
@@ -95,8 +96,13 @@ class Train:
         folder = self.out or _new_folder(self.config)
         how = {name: getattr(self, name) for name in ("resume", "tensorboard", "shard", "devices")}
         try:
-            with ProgressBar() as bar:
-                result = run(self.config, settings, seeds, dataset=dataset, folder=folder, progress=bar.update, **how)
+            with ProgressBar() as bar, stop_after_chunk() as check:
+
+                def landed(part: Any, total_steps: int) -> None:
+                    bar.update(part, total_steps)
+                    check()
+
+                result = run(self.config, settings, seeds, dataset=dataset, folder=folder, progress=landed, **how)
         except KeyboardInterrupt:
             raise KeyboardInterrupt(self._advice(folder)) from None
         print_run(result.history, folder, self.tensorboard != "none")

@@ -71,7 +71,8 @@ def run(
       tensorboard: which lanes to write: "all", "first", "none".
       shard: what the devices share, "lanes" or "batch"; "auto": lanes where they divide.
       devices: how many devices; None: all.
-      progress: called with every finished chunk of the history and the number of steps of the whole run.
+      progress: called with every finished chunk of the history and the number of steps of the whole run; a
+        KeyboardInterrupt from it stops the run, with a checkpoint of what has landed.
 
     Returns:
       The history and the trained variables.
@@ -146,10 +147,16 @@ def _train(
         parts.append(part)
         if disk:
             disk.write(part)
-            if chunk is chunks[-1] or disk.wants_checkpoint():
-                disk.save(chunk.stop, parallel.gather(where, (lanes, state)))
-        if progress:
-            progress(part, program.total_steps)
+        stop = None
+        try:
+            if progress:
+                progress(part, program.total_steps)
+        except KeyboardInterrupt as asked:  # what has landed is kept
+            stop = asked
+        if disk and (stop or chunk is chunks[-1] or disk.wants_checkpoint()):
+            disk.save(chunk.stop, parallel.gather(where, (lanes, state)))
+        if stop:
+            raise stop
 
     in_flight = None
     for chunk in chunks:
