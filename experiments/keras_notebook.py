@@ -42,7 +42,18 @@ import pandas as pd
 import xarray as xr
 from matplotlib.ticker import MaxNLocator
 
-from experiments.reproduction import Options, Outcome, Picture, Row, Within, dataset_or_stand_in, head, row, runs_folder
+from experiments.reproduction import (
+    Options,
+    Outcome,
+    Picture,
+    Row,
+    Within,
+    dataset_or_stand_in,
+    head,
+    row,
+    runs_folder,
+    sized,
+)
 from vgjax import figures, theory
 from vgjax.analysis import Estimate, estimate, geometric_estimate, layer_ratio, layer_spread
 from vgjax.config import Config, Hypers
@@ -125,7 +136,9 @@ def run(options: Options) -> Outcome:
 def _train(options: Options, folder: Path, stage: str, data: Dataset, before: dict[str, Result]) -> Result:
     config, hypers = GRID[stage]
     holdout = 0 if not config.holdout else min(config.holdout, len(data.train_labels) // 10)
-    config = replace(config, dataset=data.name, holdout=holdout, epochs=2 if options.smoke else config.epochs)
+    config = replace(
+        sized(config, options), dataset=data.name, holdout=holdout, epochs=2 if options.smoke else config.epochs
+    )
     return train(
         config,
         hypers,
@@ -151,7 +164,9 @@ def _first_steps(options: Options, iris: Dataset, images: Dataset) -> dict[str, 
     }
     seeds = 2 if options.smoke else 32
     return {
-        name: train(replace(config, dataset=data.name, steps=1, holdout=0), ADAM, seeds, dataset=data).history
+        name: train(
+            replace(sized(config, options), dataset=data.name, steps=1, holdout=0), ADAM, seeds, dataset=data
+        ).history
         for name, (config, data) in configs.items()
     }
 
@@ -168,7 +183,8 @@ def check(histories: dict[str, xr.Dataset], first: dict[str, xr.Dataset], iris: 
     for stage, claim in ((SIGMOID, VANISHES), (LEAKY, EVEN)):
         quantity = f"{stage}: gradient RMS, first layer over last hidden, step 1"
         ratio = geometric_estimate(layer_ratio(histories[stage]).values)
-        predicted = predict_ratio(GRID[stage][0], iris)
+        hidden = tuple(int(width) for width in histories[stage]["fan_out"].values[:-1])
+        predicted = predict_ratio(replace(GRID[stage][0], hidden=hidden), iris)
         rows.append(row(NAME, quantity, CLOSED_FORM, ratio, AGAINST_THEORY, predicted=predicted))
         rows.append(row(NAME, quantity, "as the notebook tells it", ratio, claim))
     validation = histories[NORMED]["validation_accuracy"]

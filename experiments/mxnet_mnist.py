@@ -26,7 +26,18 @@ import numpy as np
 import pandas as pd
 import xarray as xr
 
-from experiments.reproduction import Options, Outcome, Picture, Row, Within, dataset_or_stand_in, head, row, runs_folder
+from experiments.reproduction import (
+    Options,
+    Outcome,
+    Picture,
+    Row,
+    Within,
+    dataset_or_stand_in,
+    head,
+    row,
+    runs_folder,
+    sized,
+)
 from vgjax import figures, theory
 from vgjax.analysis import Estimate, by_seed, estimate, geometric_estimate, magnitude_histogram
 from vgjax.config import Config, Hypers
@@ -99,11 +110,14 @@ def run(options: Options) -> Outcome:
     folder, histories = runs_folder(options, NAME), {}
     for mode, base in (("faithful", FAITHFUL), ("clean", CLEAN)):
         for setting, fields in GRID.items():
-            config = replace(base, dataset=data.name, **fields)
+            config = sized(replace(base, dataset=data.name, **fields), options)
             where = folder / f"{mode}-{setting.replace(', ', '-')}"
             histories[mode, setting] = _train(options, where, config, data)
     at_start = {setting: _first_steps(options, fields, data) for setting, fields in GRID.items()}
-    predicted = {setting: predict(fields, data, 1 if options.smoke else 4) for setting, fields in GRID.items()}
+    predicted = {
+        setting: predict(fields, data, sized(FAITHFUL, options).hidden, 1 if options.smoke else 4)
+        for setting, fields in GRID.items()
+    }
     rows = check(histories, at_start, predicted, has_data=note is None)
     pictures = plot(histories, predicted, has_data=note is None)
     return Outcome(TITLE, rows, pictures, [note] if note else [])
@@ -122,17 +136,17 @@ def _train(options: Options, folder: Path, config: Config, data: Dataset) -> xr.
 
 def _first_steps(options: Options, fields: dict[str, Any], data: Dataset) -> xr.Dataset:
     """The first step alone, from many seeds: they cost no training."""
-    config = replace(FAITHFUL, dataset=data.name, steps=1, **fields)
+    config = sized(replace(FAITHFUL, dataset=data.name, steps=1, **fields), options)
     some = config.batch_size  # the validation after the step is not looked at
     data = replace(data, test_inputs=data.test_inputs[:some], test_labels=data.test_labels[:some])
     return train(config, HYPERS, 2 if options.smoke else 32, dataset=data).history
 
 
-def predict(fields: dict[str, Any], data: Dataset, n_batches: int) -> np.ndarray:
+def predict(fields: dict[str, Any], data: Dataset, hidden: tuple[int, ...], n_batches: int) -> np.ndarray:
     """RMS of every layer's weight gradient at step 1 by the closed form, over random batches of a replica, [layers]."""
     rng = np.random.default_rng(0)
     size = FAITHFUL.batch_size // FAITHFUL.replicas
-    widths = (data.train_inputs.shape[1], *FAITHFUL.hidden, data.classes)
+    widths = (data.train_inputs.shape[1], *hidden, data.classes)
     squares = []
     for _ in range(n_batches):
         batch = rng.choice(len(data.train_labels), size, replace=False)

@@ -14,6 +14,7 @@ import matplotlib.figure
 import pandas as pd
 
 from vgjax.analysis import Estimate
+from vgjax.config import Config
 from vgjax.data import Dataset, DataUnavailable, load
 
 Verdict = Literal["reproduced", "differs", "no data"]
@@ -150,6 +151,11 @@ def runs_folder(options: Options, experiment: str) -> Path:
     if not options.resume:
         shutil.rmtree(folder, ignore_errors=True)
     return folder
+
+
+def sized(config: Config, options: Options) -> Config:
+    """The config, with the last three hidden layers alone in a smoke test: compiling takes most of its time."""
+    return replace(config, hidden=config.hidden[-3:]) if options.smoke else config
 
 
 def head(data: Dataset, n: int) -> Dataset:
