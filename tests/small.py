@@ -29,5 +29,5 @@ CONFIG = Config(
     optimizer="momentum",
     batch_size=BATCH,
     epochs=3,
-    record_every=3,
+    cadence="every(3)",
 )

@@ -48,8 +48,8 @@ def one_step(program, variables, inputs, labels):
     lane = Lane(Hypers(), jax.random.key(0), jnp.int32(0))
     tx = make_optimizer(program.config, lane.hypers, program.total_steps)
     state = State(variables, tx.init(variables["params"]))
-    state, outcome = train_step(program, lane, state, Batch(inputs, labels, None))
-    return outcome.gradients, outcome.loss, outcome.correct, state.variables
+    state, outcome, view = train_step(program, lane, state, Batch(inputs, labels, None))
+    return view.gradients, outcome.loss, outcome.correct, state.variables
 
 
 def both(config, inputs, labels, classes):
@@ -179,7 +179,7 @@ def test_rezero_starts_as_the_identity():
     inputs, labels = batch_of(6, 8, 6, 3)
     variables = initial_variables(config, 3, Hypers(), jax.random.key(0), jnp.asarray(inputs))
     _, seen = MLP(config, 3).apply(variables, jnp.asarray(inputs), train=True)
-    np.testing.assert_array_equal(seen["activations"][-1], inputs)
+    np.testing.assert_array_equal(seen.activations["layer_3"], inputs)
     program = Program(config, 3, 8, Layout(1, "lanes"))
     gradients = one_step(program, variables, jnp.asarray(inputs), jnp.asarray(labels))[0]
     assert not np.any(gradients["layer_1"]["kernel"]) and np.any(gradients["alpha_1"])

@@ -13,9 +13,10 @@ import vgjax
 
 TOP = Path(vgjax.__file__).parent
 FLOORS = [  # from the bottom to the top; a room may import its own floor and those below
-    "names config environment stopping",
-    "settings activations initializers",
+    "names config environment stopping layers",
+    "settings activations initializers cadence",
     "data model optim stats theory",
+    "families",
     "checks batches history parallel",
     "checkpoint records",
     "folder train",
@@ -58,7 +59,7 @@ def rooms_of(room):
 
 def test_the_reader_of_imports_reads():
     """The checks below would see an import of either form."""
-    assert {"names", "config"} <= rooms_of("settings") and {"parallel", "stats", "config"} <= rooms_of("train")
+    assert {"names", "config"} <= rooms_of("settings") and {"parallel", "families", "config"} <= rooms_of("train")
     assert "jax" in {name.split(".")[0] for name in imports_of("environment")}
     assert "jax" not in {name.split(".")[0] for name in imports_of("environment", only_at_module_level=True)}
 

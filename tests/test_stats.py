@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from vgjax import stats
+from vgjax.layers import weight_groups
 
 TINY = np.finfo(np.float32).smallest_normal  # below it a CPU flushes to zero
 
@@ -25,12 +26,15 @@ def expected(g):
             "gradient_std": g.std(),
             "gradient_max": np.abs(g).max(),
             "gradient_zero_fraction": np.mean(g == 0),
+            "gradient_float16_underflow": np.mean((g != 0) & (g.astype(np.float16) == 0)) / max(np.mean(g != 0), 1e-9),
+            "gradient_bfloat16_underflow": np.mean((g != 0) & (np.abs(g) <= 2.0**-134)) / max(np.mean(g != 0), 1e-9),
         }
 
 
 def found(g):
     """The package's, of one layer, compiled."""
-    statistics = jax.jit(stats.gradient_statistics)({"layer_1": {"kernel": jnp.asarray(g)}})
+    tree = {"layer_1": {"kernel": jnp.asarray(g)}}
+    statistics = jax.jit(lambda tree: stats.norm_statistics(tree) | stats.gradient_statistics(tree))(tree)
     return {name: float(value[0]) for name, value in statistics.items()}
 
 
@@ -120,9 +124,9 @@ def test_layers_stand_in_natural_order():
     """layer_2 before layer_10; biases and norms are no layers."""
     tree = {f"layer_{i}": {"kernel": jnp.zeros((i, 2)), "bias": jnp.zeros(2)} for i in (10, 2, 1)}
     tree |= {"norm_1": {"scale": jnp.zeros(2)}, "alpha_1": jnp.zeros(())}
-    found = stats.weights_by_layer(tree)
-    assert list(found) == ["layer_1", "layer_2", "layer_10"]
-    assert [w.shape[0] for w in found.values()] == [1, 2, 10]
+    found = weight_groups(tree)
+    assert [group.names for group in found] == [("layer_1",), ("layer_2",), ("layer_10",)]
+    assert [group.values.shape[0] for group in found] == [1, 2, 10]
 
 
 def numpy_counts(x):
@@ -185,6 +189,6 @@ def test_histograms_of_layers():
         "layer_1": {"kernel": jnp.full((3, 4), -1.5), "bias": jnp.ones(4)},
         "layer_2": {"kernel": jnp.zeros((4, 2))},
     }
-    rows = np.asarray(stats.histograms(tree))
+    rows = np.asarray(stats.histograms(weight_groups(tree)))
     assert rows.sum(1).tolist() == [12, 8]
     assert rows[0, 256 - 1 - 127] == 12 and rows[1, stats.ZERO_BIN] == 8

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import partial
+from functools import lru_cache, partial
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from vgjax.names import Entry, resolve
 
@@ -56,3 +57,16 @@ def activation(named: str | Activation) -> Activation:
     -0.20000000298023224
     """
     return resolve("activation", ACTIVATIONS, named)
+
+
+@lru_cache(maxsize=64)
+def steepest_slope(named: str | Activation) -> float:
+    """sup |φ′(x)| over −20 … 20, on a grid of 1/1000.
+
+    >>> steepest_slope("sigmoid")
+    0.25
+    """
+    phi = activation(named)
+    with jax.ensure_compile_time_eval():
+        x = jnp.asarray(np.linspace(-20, 20, 40_001, dtype=np.float32))
+        return float(jnp.max(jnp.abs(jax.jvp(phi, (x,), (jnp.ones_like(x),))[1])))

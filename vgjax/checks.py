@@ -10,7 +10,9 @@ import jax
 import jax.numpy as jnp
 
 from vgjax.activations import activation
+from vgjax.cadence import steps_of
 from vgjax.config import Config, Hypers
+from vgjax.families import chosen
 from vgjax.initializers import initializer, weight_variance
 from vgjax.names import resolve, text_of
 from vgjax.optim import OPTIMIZERS, SCHEDULES, make_optimizer
@@ -33,6 +35,10 @@ def check_names(config: Config) -> None:
         _try("initializer", named, lambda key, init=init: init(key, weights.shape, weights.dtype), key, weights)
         if isinstance(named, str) and ":" not in named:  # a row: its formula takes the same arguments
             _attempt("initializer", named, partial(weight_variance, named, *weights.shape))
+    steps = _attempt("cadence", config.cadence, lambda: steps_of(config.cadence, STEPS, 2 * STEPS))
+    if not isinstance(steps, list) or any(type(step) is not int for step in steps) or steps != sorted(set(steps)):
+        raise ValueError(f"cadence {text_of(config.cadence)!r} gives {steps!r}; allowed: a list of ascending steps")
+    chosen(config)
     schedule = resolve("schedule", SCHEDULES, config.schedule)
     with jax.numpy_dtype_promotion("standard"):
         count, factor = jax.ShapeDtypeStruct((), jnp.int32), jax.ShapeDtypeStruct((), jnp.float32)

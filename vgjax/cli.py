@@ -197,7 +197,7 @@ class Data:
         self.what.run()
 
 
-Topic = Literal["initializers", "activations", "optimizers", "schedules", "clips", "datasets"]
+Topic = Literal["initializers", "activations", "optimizers", "schedules", "clips", "cadences", "families", "datasets"]
 
 
 @dataclass(frozen=True)
@@ -205,7 +205,7 @@ class List:
     """List what can be named, each with one line and its source."""
 
     topics: Annotated[Positional[tuple[Topic, ...]], arg(metavar="TOPIC …")] = ()
-    """Any of initializers, activations, optimizers, schedules, clips, datasets; none: all of them."""
+    """Any of initializers, activations, optimizers, schedules, clips, cadences, families, datasets; none: all."""
 
     def run(self) -> None:
         """Print the tables."""

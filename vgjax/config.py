@@ -88,12 +88,17 @@ class Config:
     """Gradients are means or sums over the batch; sums are divided by --batch-size on their way to the optimizer."""
     replicas: int = 1
     """Unsynchronised replicas from one start, each on its own part of every batch, as old MXNet ran [replicas]."""
-    record_every: int = 0
-    """Statistics at step 0 and every so many steps, and at the last; 0: once an epoch [steps]."""
+    cadence: Named = "epoch"
+    """At which steps statistics are recorded: see `vgjax list cadences`; all other steps pay nothing [name]."""
+    record: tuple[str, ...] = ("norms", "spread", "weights", "gradient_histogram", "weight_histogram")
+    """What is recorded of every layer: see `vgjax list families`, or all [names]."""
+    record_layers: tuple[str, ...] = ("*",)
+    """Of which layers: names or patterns like layer_[1-3] [names]."""
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "hidden", tuple(self.hidden))
-        for name in ("holdout", "steps", "record_every"):
+        for name in ("hidden", "record", "record_layers"):
+            object.__setattr__(self, name, tuple(getattr(self, name)))
+        for name in ("holdout", "steps"):
             _check(name, getattr(self, name), 0)
         for name in ("batch_size", "replicas"):
             _check(name, getattr(self, name), 1)

@@ -108,8 +108,10 @@ def describe(about: dict[str, Any]) -> dict[str, Any]:
     """A run as plain data: callables as module:function, tuples as lists."""
     config: Config = about["config"]
     fields = {field.name: getattr(config, field.name) for field in dataclasses.fields(config)}
-    plain = {name: text_of(value) if callable(value) else value for name, value in fields.items()}
-    plain["hidden"] = list(config.hidden)
+    plain = {
+        name: text_of(value) if callable(value) else list(value) if isinstance(value, tuple) else value
+        for name, value in fields.items()
+    }
     settings: list[Hypers] = about["hypers"]
     hypers = [{name: float(value) for name, value in setting._asdict().items()} for setting in settings]
     return {**about, "config": plain, "hypers": hypers, "seeds": list(about["seeds"])}

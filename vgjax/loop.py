@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import bisect
 import dataclasses
 import functools
 import itertools
@@ -14,12 +15,16 @@ import jax.numpy as jnp
 import numpy as np
 import xarray as xr
 
-from vgjax import batches, history, parallel, stats
+from vgjax import batches, history, parallel
+from vgjax.cadence import steps_of
 from vgjax.checks import check_names
 from vgjax.config import Config, Hypers, check_hypers
 from vgjax.data import Dataset, load
+from vgjax.families import kept
 from vgjax.folder import RunFolder
+from vgjax.layers import weight_groups
 from vgjax.model import Variables
+from vgjax.names import text_of
 from vgjax.records import Which
 from vgjax.train import Lane, Plan, Program, Shared, State, fresh_state, initial_state, run_chunk
 
@@ -131,7 +136,7 @@ def _train(
     where = program.where
     most = shared.plan.gaps.shape[0] - 1
     one_lane = jax.eval_shape(lambda x: jax.tree.map(lambda leaf: leaf[0], parallel.gather(where, x)), state)
-    layers = {name: w.shape for name, w in stats.weights_by_layer(one_lane.variables["params"]).items()}
+    layers = layer_shapes(program.config, one_lane.variables["params"])
     done = 0
     parts: list[xr.Dataset] = []
     if disk:
@@ -178,15 +183,32 @@ def _train(
 def plan(config: Config, steps_per_epoch: int, total_steps: int) -> list[Chunk]:
     """Cut the run into chunks that end with their epoch, and say which steps are instrumented.
 
-    Step 0, every `record_every`-th (default: the first of every epoch) and the last are.
+    Raises:
+      ValueError: the cadence names no step of the run.
     """
-    every = config.record_every or steps_per_epoch
-    chunks = []
-    for start in range(0, total_steps, steps_per_epoch):
-        stop = min(start + steps_per_epoch, total_steps)
-        recorded = tuple(t for t in range(start, stop) if t % every == 0 or t == total_steps - 1)
-        chunks.append(Chunk(start, stop, recorded))
-    return chunks
+    recorded = steps_of(config.cadence, steps_per_epoch, total_steps)
+    if not recorded or not 0 <= recorded[0] <= recorded[-1] < total_steps:
+        raise ValueError(
+            f"cadence {text_of(config.cadence)!r} names no step of this run; allowed: 0 to {total_steps - 1}"
+        )
+    starts = range(0, total_steps, steps_per_epoch)
+    stops = [min(start + steps_per_epoch, total_steps) for start in starts]
+    borders = [bisect.bisect_left(recorded, step) for step in [0, *stops]]
+    return [
+        Chunk(start, stop, tuple(recorded[a:b]))
+        for start, stop, (a, b) in zip(starts, stops, itertools.pairwise(borders), strict=True)
+    ]
+
+
+def layer_shapes(config: Config, params: Any) -> dict[str, tuple[int, int]]:
+    """(fan_in, fan_out) of every layer that is recorded, by name."""
+    all_layers = {
+        name: (group.values.shape[-2], group.values.shape[-1])
+        for group in weight_groups(params)
+        for name in group.names
+    }
+    names = list(all_layers)
+    return {names[i]: all_layers[names[i]] for i in kept(config, names)}
 
 
 def _plan_arrays(chunk: Chunk, most: int) -> Plan:
@@ -234,7 +256,9 @@ def _start_only(program: Program) -> Program:
         "steps": 0,
         "replicas": 1,
         "reduction": "mean",
-        "record_every": 0,
+        "cadence": "epoch",
+        "record": (),
+        "record_layers": ("*",),
     }
     shuffle = program.config.shuffle if program.config.shuffle == "never" else "once"  # epoch 0 is the same
     where = parallel.Layout(1, "lanes")

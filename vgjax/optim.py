@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
 
 from vgjax.config import Config, Hypers
+from vgjax.layers import is_weight
 from vgjax.names import Entry, resolve
 
 
@@ -98,7 +99,40 @@ SCHEDULES: dict[str, Entry] = {
 }
 
 
-def make_optimizer(config: Config, hypers: Hypers, total_steps: int) -> optax.GradientTransformation:
+class Points(NamedTuple):
+    """A gradient on its way through the chain."""
+
+    raw: optax.Updates  # as it comes to the clipping
+    clipped: optax.Updates  # as it leaves it
+    updates: optax.Updates  # what is added to the parameters
+
+
+class Chain(NamedTuple):
+    """An optimizer as a chain of two, open between them, so that the gradient can be seen at every point."""
+
+    scale: float  # before everything else
+    clip: optax.GradientTransformation
+    move: optax.GradientTransformation
+
+    def init(self, params: optax.Params) -> tuple[optax.OptState, optax.OptState]:
+        """The state of both."""
+        return self.clip.init(params), self.move.init(params)
+
+    def update(self, gradients: optax.Updates, state: tuple, params: optax.Params) -> tuple[optax.Updates, tuple]:
+        """As any Optax transformation: the updates, and the new state."""
+        points, state = self.points(gradients, state, params)
+        return points.updates, state
+
+    def points(self, gradients: optax.Updates, state: tuple, params: optax.Params) -> tuple[Points, tuple]:
+        """The gradient at its three points, and the new state."""
+        with jax.numpy_dtype_promotion("standard"):  # Optax mixes its integer count with floats
+            raw = gradients if self.scale == 1 else jax.tree.map(lambda g: g * self.scale, gradients)
+            clipped, clip_state = self.clip.update(raw, state[0], params)
+            updates, move_state = self.move.update(clipped, state[1], params)
+        return Points(raw, clipped, updates), (clip_state, move_state)
+
+
+def make_optimizer(config: Config, hypers: Hypers, total_steps: int) -> Chain:
     """The whole chain: rescale (for sums) → clip → l2 decay → optimizer → decoupled decay → learning rate.
 
     Args:
@@ -107,7 +141,7 @@ def make_optimizer(config: Config, hypers: Hypers, total_steps: int) -> optax.Gr
       total_steps: length of the schedule [steps].
 
     Returns:
-      An Optax transformation whose updates are to be added to the parameters.
+      An Optax transformation whose updates are to be added to the parameters, and whose `points` can be seen.
 
     Raises:
       ValueError: an unknown name, or adamw with l2 decay.
@@ -116,20 +150,14 @@ def make_optimizer(config: Config, hypers: Hypers, total_steps: int) -> optax.Gr
         raise ValueError("decay 'l2' is not allowed with optimizer 'adamw'; allowed: decoupled")
     decay = optax.add_decayed_weights(hypers.weight_decay, mask=_weights_only)
     shape = resolve("schedule", SCHEDULES, config.schedule)(total_steps)
-    chain = optax.chain(
-        optax.scale(1 / config.batch_size) if config.reduction == "sum" else optax.identity(),
-        CLIPS[config.clip].make(hypers.clip_threshold),
+    move = optax.chain(
         decay if config.decay == "l2" else optax.identity(),
         _direction(config.optimizer),
         decay if config.decay == "decoupled" else optax.identity(),
         optax.scale_by_learning_rate(lambda count: hypers.learning_rate * shape(count)),
     )
-
-    def update(updates: optax.Updates, state: optax.OptState, params: Any = None) -> tuple[Any, optax.OptState]:
-        with jax.numpy_dtype_promotion("standard"):  # Optax mixes its integer count with floats
-            return chain.update(updates, state, params)
-
-    return optax.GradientTransformation(chain.init, update)
+    scale = 1 / config.batch_size if config.reduction == "sum" else 1.0
+    return Chain(scale, CLIPS[config.clip].make(hypers.clip_threshold), move)
 
 
 def _direction(named: Any) -> optax.GradientTransformation:
@@ -141,5 +169,5 @@ def _direction(named: Any) -> optax.GradientTransformation:
 
 
 def _weights_only(params: optax.Params) -> Any:
-    """Decay weight matrices alone: biases and norm parameters have less than two dimensions."""
-    return jax.tree.map(lambda p: p.ndim >= 2, params)
+    """Decay weight matrices alone, and no biases and norm parameters."""
+    return jax.tree_util.tree_map_with_path(is_weight, params)

@@ -79,6 +79,15 @@ def total(where: Layout, tree: Any) -> Any:
     return jax.lax.psum(tree, AXIS) if where.batch_devices > 1 else tree
 
 
+def whole_batch(where: Layout, tree: Any, axis: int) -> Any:
+    """The examples of all devices that share a batch, along `axis`."""
+    if where.batch_devices == 1:
+        return tree
+    return jax.tree.map(
+        lambda x: jax.lax.all_gather(x, AXIS, axis=x.ndim + axis if axis < 0 else axis, tiled=True), tree
+    )
+
+
 def place(where: Layout, shared: Any, lanes: Any) -> tuple[Any, Any]:
     """Put what is shared, and the lanes [n_lanes, …], where `program` wants them, so that no call moves or recompiles.
 

@@ -20,7 +20,8 @@ _ALLOWED = {
     float: "a number",
     bool: "true or false",
     str: "text",
-    tuple: "a list of whole numbers",
+    tuple[int, ...]: "a list of whole numbers",
+    tuple[str, ...]: "a list of names",
 }
 
 
@@ -94,11 +95,13 @@ def _converted(name: str, value: Any, hint: Any) -> Any:
             return float(value)  # YAML takes 1e-3 for a text
         except (ValueError, OverflowError):
             pass
-    elif kind is tuple and isinstance(value, list) and all(type(one) is int for one in value):
+    elif kind is tuple and isinstance(value, list) and all(type(one) is get_args(hint)[0] for one in value):
         return tuple(value)
     elif type(value) is kind:
         return value
-    raise ValueError(f"{name} {reprlib.repr(value)} is not allowed; allowed: {_ALLOWED[kind]}")
+    raise ValueError(
+        f"{name} {reprlib.repr(value)} is not allowed; allowed: {_ALLOWED[hint if kind is tuple else kind]}"
+    )
 
 
 def _seeds(value: Any) -> int | tuple[int, ...]:

@@ -27,6 +27,8 @@ TOPICS = {
     "optimizers": ("optim", "OPTIMIZERS"),
     "schedules": ("optim", "SCHEDULES"),
     "clips": ("optim", "CLIPS"),
+    "cadences": ("cadence", "CADENCES"),
+    "families": ("families", "FAMILIES"),
     "datasets": ("data", "DATASETS"),
 }
 

@@ -6,37 +6,23 @@ magnitude first, and log₁₀ of the RMS stands beside the raw value.
 
 from __future__ import annotations
 
-import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from vgjax.layers import Group, weight_groups
+
 ZERO_BIN = 256
 NAN_BIN = 513
 N_BINS = 514
+SAFE_SQUARES = (1e-24, 1e37)  # a sum of squares in here has lost nothing to underflow or overflow
+SATURATED_SLOPE = 0.1  # a unit is saturated where its slope is at most this share of the activation's steepest
+LARGEST_LOST = {"float16": 0x33000000, "bfloat16": 0x00008000}  # bits of 2⁻²⁵ and 2⁻¹³⁴: all up to there round to zero
 
-
-def weights_by_layer(tree: Any) -> dict[str, jax.Array]:
-    """The weight matrices of a parameter-shaped pytree, by layer path, in natural order (layer_2 before layer_10).
-
-    Args:
-      tree: parameters, gradients or updates; leaves of two and more dimensions are weights.
-
-    Returns:
-      {"layer_1": [fan_in, fan_out], …}.
-    """
-    found = {}
-    for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
-        if leaf.ndim >= 2:
-            found[jax.tree_util.keystr(path[:-1], simple=True, separator="/")] = leaf
-    return {name: found[name] for name in sorted(found, key=_natural)}
-
-
-def _natural(name: str) -> list[Any]:
-    return [int(part) if part.isdigit() else part for part in re.split(r"(\d+)", name)]
+Statistics = dict[str, jax.Array]
 
 
 def norm(x: jax.Array) -> jax.Array:
@@ -51,60 +37,225 @@ def rms(x: jax.Array) -> jax.Array:
     return largest * jnp.sqrt(_sum(jnp.square(unit)) / x.size)
 
 
-def gradient_statistics(gradients: Any) -> dict[str, jax.Array]:
-    """What is recorded of the weight gradients, a value a layer.
+def norm_statistics(gradients: Any, stacked: str = "") -> Statistics:
+    """‖g‖, ‖g‖/√n and log₁₀(‖g‖/√n) of each layer's weight gradient, in one pass where no square under- or overflows.
 
     Args:
       gradients: pytree like the parameters.
+      stacked: paths of stacked layers, see `vgjax.layers.weight_groups`.
 
     Returns:
-      {"gradient_norm": ‖g‖, "gradient_rms": ‖g‖/√n, "gradient_log10_rms", "gradient_mean", "gradient_std",
-      "gradient_max": max|g|, "gradient_zero_fraction": share of exact zeros}, each [layers].
+      {"gradient_norm", "gradient_rms", "gradient_log10_rms"}, each [layers].
     """
-    return _per_layer(_one_gradient, gradients)
+    groups = weight_groups(gradients, stacked)
+    squares = _each(lambda g: _sum(jnp.square(g)), groups)
+    size = _sizes(groups)
+
+    def from_squares() -> Statistics:
+        length, mean = jnp.sqrt(squares), squares / size
+        return {"norm": length, "rms": jnp.sqrt(mean), "log10_rms": jnp.log10(mean) / 2}
+
+    low, high = SAFE_SQUARES
+    safe = jnp.all((squares > low) & (squares < high))
+    return _prefixed("gradient", jax.lax.cond(safe, from_squares, lambda: _per_layer(_lengths, groups)))
 
 
-def _one_gradient(g: jax.Array) -> dict[str, jax.Array]:
-    largest, unit = _scaled(g)
-    square = _sum(jnp.square(unit))
-    mean = _sum(unit) / g.size
-    return {
-        "gradient_norm": largest * jnp.sqrt(square),
-        "gradient_rms": largest * jnp.sqrt(square / g.size),
-        "gradient_log10_rms": jnp.log10(largest) + jnp.log10(square / g.size) / 2,
-        "gradient_mean": largest * mean,
-        "gradient_std": largest * jnp.sqrt(_sum(jnp.square(unit - mean)) / g.size),
-        "gradient_max": largest,
-        "gradient_zero_fraction": _sum(_is_zero(_bits(g)).astype(jnp.float32)) / g.size,
-    }
+def gradient_statistics(gradients: Any, stacked: str = "") -> Statistics:
+    """How the elements of each layer's weight gradient are spread.
+
+    Args:
+      gradients: pytree like the parameters.
+      stacked: paths of stacked layers, see `vgjax.layers.weight_groups`.
+
+    Returns:
+      {"gradient_mean", "gradient_std", "gradient_max": max|g|, "gradient_zero_fraction": share of exact zeros,
+      "gradient_float16_underflow", "gradient_bfloat16_underflow": share of the other elements that would become zero
+      in that type}, each [layers].
+    """
+    return _prefixed("gradient", _per_layer(_spread, weight_groups(gradients, stacked)))
 
 
-def weight_statistics(params: Any, updates: Any) -> dict[str, jax.Array]:
+def weight_statistics(params: Any, updates: Any, stacked: str = "") -> Statistics:
     """‖W‖ before the step and ‖ΔW‖/‖W‖ of the step (Inf where W = 0, NaN where ΔW = 0 too), each [layers].
 
     Args:
       params: parameters before the step.
       updates: what the optimizer adds to them.
+      stacked: paths of stacked layers.
     """
 
-    def one(w: jax.Array, dw: jax.Array) -> dict[str, jax.Array]:
+    def one(w: jax.Array, dw: jax.Array) -> Statistics:
         size = norm(w)
         return {"weight_norm": size, "update_ratio": norm(dw) / size}
 
-    return _per_layer(one, params, updates)
+    return _per_layer(one, weight_groups(params, stacked), weight_groups(updates, stacked))
 
 
-def histograms(tree: Any) -> jax.Array:
-    """A signed log₂ histogram of each layer's weights, int32 [layers, N_BINS]; see `log2_bin`."""
-    layers = list(weights_by_layer(tree).values())
-    # one scatter for all layers: it compiles and runs several times faster than one a layer
-    bins = jnp.concatenate([log2_bin(x).ravel() + N_BINS * i for i, x in enumerate(layers)])
-    return jnp.bincount(bins, length=N_BINS * len(layers)).reshape(len(layers), N_BINS)
+def point_statistics(raw: Any, clipped: Any, updates: Any, stacked: str = "") -> Statistics:
+    """The gradient at three points of the optimizer's chain: raw, after clipping, and the update made of it.
+
+    Args:
+      raw: gradients as they come to the clipping.
+      clipped: as they leave it.
+      updates: what the optimizer adds to the parameters.
+      stacked: paths of stacked layers.
+
+    Returns:
+      {"clipped_norm": ‖c‖, "clipped_fraction": share of elements that clipping changed, "clipped_cosine": of the angle
+      between raw and clipped gradient, "update_norm": ‖ΔW‖, "update_cosine": of the angle between −raw and the
+      update: 1 is steepest descent}, each [layers].
+    """
+
+    def one(g: jax.Array, c: jax.Array, dw: jax.Array) -> Statistics:
+        return {
+            "clipped_norm": norm(c),
+            "clipped_fraction": _sum((_bits(g) != _bits(c)).astype(jnp.float32)) / g.size,
+            "clipped_cosine": cosine(g, c),
+            "update_norm": norm(dw),
+            "update_cosine": cosine(-g, dw),
+        }
+
+    return _per_layer(one, *(weight_groups(tree, stacked) for tree in (raw, clipped, updates)))
 
 
-def log2_histogram(x: jax.Array) -> jax.Array:
-    """Counts by `log2_bin`, int32 [N_BINS]; they sum to x.size exactly (at most 2³¹ − 1)."""
-    return jnp.bincount(log2_bin(x).ravel(), length=N_BINS)
+def activation_statistics(
+    activations: Sequence[Group], slopes: Sequence[Group], steepest: Sequence[float], mask: jax.Array | None = None
+) -> Statistics:
+    """What the units of each layer do with a batch.
+
+    Args:
+      activations: what each layer hands on, [B, units] each.
+      slopes: φ′ at each unit and example, [B, units] each.
+      steepest: sup |φ′| of each group's activation.
+      mask: which examples count [B], or None for all.
+
+    Returns:
+      {"activation_mean", "activation_std" over examples and units; "activation_dead_fraction": share of units whose
+      slope is 0 on every example; "activation_saturated_fraction": share of units and examples with
+      |φ′| ≤ SATURATED_SLOPE · sup|φ′|}, each [layers].
+    """
+    rows = []
+    for h_group, slope_group, top in zip(activations, slopes, steepest, strict=True):
+
+        def one(h: jax.Array, slope: jax.Array, top: float = top) -> Statistics:
+            largest, unit = _scaled(_kept(h, mask))
+            mean = _mean(unit, mask)
+            flat = jnp.abs(slope)
+            dead = jnp.all(_kept(flat, mask) == 0, axis=0)
+            return {
+                "activation_mean": largest * mean,
+                "activation_std": largest * jnp.sqrt(_mean(jnp.square(unit - mean), mask)),
+                "activation_dead_fraction": jnp.mean(dead, dtype=jnp.float32),
+                "activation_saturated_fraction": _mean((flat <= SATURATED_SLOPE * top).astype(jnp.float32), mask),
+            }
+
+        rows.append(_per_layer(one, [h_group], [slope_group]))
+    return {name: jnp.concatenate([row[name] for row in rows]) for name in rows[0]}
+
+
+def delta_statistics(deltas: Sequence[Group], count: jax.Array) -> Statistics:
+    """Norm, RMS and log₁₀ RMS of δ = ∂loss/∂z, the gradient of each layer's pre-activations over a batch.
+
+    Args:
+      deltas: [B, units] each; examples that do not count have zeros.
+      count: examples in the batch.
+
+    Returns:
+      {"delta_norm", "delta_rms", "delta_log10_rms"}, each [layers].
+    """
+    return _prefixed("delta", _per_layer(lambda d: _lengths(d, count * d.shape[-1]), deltas))
+
+
+def noise_statistics(
+    gradients: Any, inputs: Sequence[Group], deltas: Sequence[Group], count: jax.Array, stacked: str = ""
+) -> Statistics:
+    """Signal-to-noise ratio of each layer's weight gradient over the batch, ‖g‖² / (tr Σ / B), without any example's gradient.
+
+    The share of example b is the outer product x_b δ_bᵀ, of norm ‖x_b‖‖δ_b‖; so the estimated variance of their sum g is
+    (B Σ_b ‖x_b‖²‖δ_b‖² − ‖g‖²) / (B − 1). Behind a batch norm these shares are not the examples' own gradients.
+
+    Source: Goodfellow 2015, 1510.01799; McCandlish et al. 2018, 1812.06162, appendix A.
+
+    Args:
+      gradients: of the loss over the batch, before decay and clipping.
+      inputs: what each dense layer multiplies with its weights, [B, fan_in] each.
+      deltas: [B, units] each; examples that do not count have zeros.
+      count: examples in the batch.
+      stacked: paths of stacked layers.
+
+    Returns:
+      {"gradient_signal_to_noise": [layers]}; NaN for a batch of one.
+    """  # noqa: E501
+
+    def one(g: jax.Array, x: jax.Array, delta: jax.Array) -> Statistics:
+        (most_x, x), (most_d, delta) = _scaled(x), _scaled(delta)
+        per_example = jnp.sum(jnp.square(x), axis=-1) * jnp.sum(jnp.square(delta), axis=-1)
+        signal = jnp.square(norm(g) / most_d / most_x)
+        noise = (count * jnp.sum(per_example) - signal) / (count - 1)
+        return {"gradient_signal_to_noise": jnp.where(count > 1, signal / noise, jnp.nan)}
+
+    return _per_layer(one, weight_groups(gradients, stacked), inputs, deltas)
+
+
+def decay_statistics(params: Any, slopes: Sequence[Group], deltas: Sequence[Group], count: jax.Array) -> Statistics:
+    """Why the gradient decays from layer to layer: ‖δ_l‖/‖δ_{l+1}‖ = weight gain · slope · alignment.
+
+    Weight gain ‖W_{l+1}‖_F/√fan_out is what the weights do to a δ of random direction; slope is the RMS of φ′(z_l);
+    alignment is the rest: 1 where weights, slopes and δ know nothing of each other, so that the square of the product
+    is mean-field theory's χ₁. Norms and skip connections count as alignment.
+
+    Args:
+      params: parameters before the step.
+      slopes: φ′ at each unit and example, [B, units] each; for examples that do not count, zeros.
+      deltas: [B, units] each; examples that do not count have zeros.
+      count: examples in the batch.
+
+    Returns:
+      {"decay_ratio", "decay_weight_gain", "decay_slope", "decay_alignment"}, each [layers]; NaN in the last layer,
+      which has none above.
+    """
+
+    def gain(w: jax.Array) -> Statistics:
+        return {"gain": norm(w) / jnp.sqrt(jnp.float32(w.shape[-1]))}
+
+    def steepness(slope: jax.Array) -> Statistics:
+        return {"slope": _lengths(slope, count * slope.shape[-1])["rms"]}
+
+    def parts(delta: jax.Array) -> Statistics:
+        largest, unit = _scaled(delta)
+        return {"largest": largest, "rest": jnp.sqrt(_sum(jnp.square(unit)))}
+
+    delta, end = _per_layer(parts, deltas), jnp.full(1, jnp.nan, jnp.float32)
+    ratio = (delta["largest"][:-1] / delta["largest"][1:]) * (delta["rest"][:-1] / delta["rest"][1:])
+    weight_gain = _per_layer(gain, weight_groups(params))["gain"][1:]
+    slope = _per_layer(steepness, slopes)["slope"][:-1]
+    columns = {"ratio": ratio, "weight_gain": weight_gain, "slope": slope, "alignment": ratio / (weight_gain * slope)}
+    return {f"decay_{name}": jnp.concatenate([column, end]) for name, column in columns.items()}
+
+
+def cosine(a: jax.Array, b: jax.Array) -> jax.Array:
+    """⟨a, b⟩/(‖a‖‖b‖) over all elements, whatever their magnitudes; NaN where one of them is zero."""
+    (_, a), (_, b) = _scaled(a), _scaled(b)
+    return _sum(a * b) / (jnp.sqrt(_sum(jnp.square(a))) * jnp.sqrt(_sum(jnp.square(b))))
+
+
+def histograms(groups: Sequence[Group], mask: jax.Array | None = None) -> jax.Array:
+    """A signed log₂ histogram of each layer, int32 [layers, N_BINS]; see `log2_bin`.
+
+    Args:
+      groups: arrays by layer, as `weight_groups` gives them.
+      mask: which rows count (along each layer's first axis), or None for all.
+    """
+    return _each(lambda x: log2_histogram(x, mask), groups)
+
+
+def log2_histogram(x: jax.Array, mask: jax.Array | None = None) -> jax.Array:
+    """Counts by `log2_bin`, int32 [N_BINS]; without a mask they sum to x.size exactly (at most 2³¹ − 1)."""
+    bins = log2_bin(x)
+    if mask is not None:
+        bins = jnp.where(mask.reshape(-1, *[1] * (x.ndim - 1)), bins, N_BINS)  # beyond the last one: dropped
+    mode = "promise_in_bounds" if mask is None else "drop"
+    return jnp.zeros(N_BINS, jnp.int32).at[bins.ravel()].add(1, mode=mode)
 
 
 def log2_bin(x: jax.Array) -> jax.Array:
@@ -114,9 +265,12 @@ def log2_bin(x: jax.Array) -> jax.Array:
     2^(e−127) ≤ |x| < 2^(e−126)), 255 (infinity); 256 exact zero; 513 NaN.
 
     Args:
-      x: float32.
+      x: float32, bfloat16 or float16 (its own subnormals are float32's normal numbers).
+
+    Raises:
+      ValueError: another type.
     """
-    bits = jax.lax.bitcast_convert_type(x, jnp.uint32)
+    bits = _bits(x)
     magnitude = bits & 0x7FFFFFFF
     exponent = (magnitude >> 23).astype(jnp.int32)
     signed = jnp.where(bits >> 31 == 1, ZERO_BIN - 1 - exponent, ZERO_BIN + 1 + exponent)
@@ -135,23 +289,85 @@ def bin_edges() -> tuple[np.ndarray, np.ndarray]:
     )
 
 
-def _per_layer(function: Callable[..., dict[str, jax.Array]], *trees: Any) -> dict[str, jax.Array]:
-    columns = [list(weights_by_layer(tree).values()) for tree in trees]
-    rows = [function(*layer) for layer in zip(*columns, strict=True)]
-    return {name: jnp.stack([row[name] for row in rows]) for name in rows[0]}
+def _spread(g: jax.Array) -> Statistics:
+    largest, unit = _scaled(g)
+    mean = _sum(unit) / g.size
+    magnitude = _bits(g) & 0x7FFFFFFF
+    is_zero = magnitude == 0  # by the bits: to a CPU that flushes subnormals these compare equal to zero too
+    others = jnp.maximum(_sum((~is_zero).astype(jnp.float32)), 1)
+    lost = {
+        f"{kind}_underflow": _sum((~is_zero & (magnitude <= bound)).astype(jnp.float32)) / others
+        for kind, bound in LARGEST_LOST.items()
+    }
+    return {
+        "mean": largest * mean,
+        "std": largest * jnp.sqrt(_sum(jnp.square(unit - mean)) / g.size),
+        "max": largest,
+        "zero_fraction": _sum(is_zero.astype(jnp.float32)) / g.size,
+        **lost,
+    }
+
+
+def _lengths(x: jax.Array, count: Any = None) -> Statistics:
+    count = x.size if count is None else count
+    largest, unit = _scaled(x)
+    square = _sum(jnp.square(unit))
+    return {
+        "norm": largest * jnp.sqrt(square),
+        "rms": largest * jnp.sqrt(square / count),
+        "log10_rms": jnp.log10(largest) + jnp.log10(square / count) / 2,
+    }
+
+
+def _per_layer(function: Callable[..., Statistics], *columns: Sequence[Group]) -> Statistics:
+    """A function of one layer's arrays, over all layers; stacks under `vmap`."""
+    rows = [
+        jax.vmap(function)(*(g.values for g in layer))
+        if layer[0].is_stack
+        else {name: value[None] for name, value in function(*(g.values for g in layer)).items()}
+        for layer in zip(*columns, strict=True)
+    ]
+    return {name: jnp.concatenate([row[name] for row in rows]) for name in rows[0]}
+
+
+def _each(function: Callable[[jax.Array], jax.Array], groups: Sequence[Group]) -> jax.Array:
+    return _per_layer(lambda x: {"": function(x)}, groups)[""]
+
+
+def _sizes(groups: Sequence[Group]) -> np.ndarray:
+    """Elements of each layer, float32 [layers]."""
+    return np.array([g.values.size // len(g.names) for g in groups for _ in g.names], np.float32)
+
+
+def _prefixed(family: str, statistics: Statistics) -> Statistics:
+    return {f"{family}_{name}": value for name, value in statistics.items()}
+
+
+def _kept(x: jax.Array, mask: jax.Array | None) -> jax.Array:
+    """The rows that count; zeros in place of the others."""
+    return x if mask is None else jnp.where(mask[:, None], x, jnp.zeros_like(x))
+
+
+def _mean(x: jax.Array, mask: jax.Array | None) -> jax.Array:
+    if mask is None:
+        return _sum(x) / x.size
+    return _sum(_kept(x, mask)) / (jnp.sum(mask, dtype=jnp.float32) * x.shape[-1])
 
 
 def _bits(x: jax.Array) -> jax.Array:
+    """The bits of the float32 of the same value; without arithmetic where that would flush subnormals."""
+    if x.dtype == jnp.bfloat16:
+        return jax.lax.bitcast_convert_type(x, jnp.uint16).astype(jnp.uint32) << 16
+    if x.dtype == jnp.float16:
+        x = x.astype(jnp.float32)  # its subnormals are normal there
+    if x.dtype != jnp.float32:
+        raise ValueError(f"histograms of {x.dtype} are not allowed; allowed: float32, bfloat16, float16")
     return jax.lax.bitcast_convert_type(x, jnp.uint32)
-
-
-def _is_zero(bits: jax.Array) -> jax.Array:
-    """Exact zeros, by their bits: to a CPU that flushes subnormals these compare equal to zero too."""
-    return bits & 0x7FFFFFFF == 0
 
 
 def _scaled(x: jax.Array) -> tuple[jax.Array, jax.Array]:
     """max|x| and x / max|x| (x itself where all is zero or something is infinite)."""
+    x = x.astype(jnp.float32)
     largest = jnp.max(jnp.abs(x))
     divisor = jnp.where((largest > 0) & (largest < jnp.inf), largest, jnp.ones_like(largest))
     quarter = jnp.where(divisor > 1, jnp.float32(0.25), jnp.float32(1))  # the reciprocal of 2¹²⁷ would be flushed to 0

@@ -9,10 +9,11 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from vgjax import batches, parallel, stats
+from vgjax import batches, parallel
 from vgjax.batches import Arrays, Batch
 from vgjax.config import Config, Hypers
-from vgjax.model import MLP, Variables, initial_variables
+from vgjax.families import View, record_of, slopes_of
+from vgjax.model import MLP, Seen, Variables, initial_variables
 from vgjax.optim import make_optimizer
 
 
@@ -32,11 +33,8 @@ class State(NamedTuple):
 
 
 class Outcome(NamedTuple):
-    """What a train step lets one see; whatever is not looked at costs nothing, since jit leaves it out."""
+    """What a train step tells besides its new state."""
 
-    gradients: Any
-    updates: Any
-    params: Any  # before the step
     loss: jax.Array  # mean over the batch
     correct: jax.Array  # examples classified right
     examples: jax.Array  # in the batch
@@ -93,7 +91,7 @@ def purpose_key(key: jax.Array, purpose: str) -> jax.Array:
     return jax.random.fold_in(key, zlib.crc32(purpose.encode()))
 
 
-def train_step(program: Program, lane: Lane, state: State, batch: Batch) -> tuple[State, Outcome]:
+def train_step(program: Program, lane: Lane, state: State, batch: Batch) -> tuple[State, Outcome, View]:
     """One pure step: gradient → chain of the optimizer → parameters.
 
     Args:
@@ -103,7 +101,7 @@ def train_step(program: Program, lane: Lane, state: State, batch: Batch) -> tupl
       batch: this device's examples.
 
     Returns:
-      The new state, and what may be looked at.
+      The new state; loss and accuracy; and what may be looked at, which costs nothing where it is not.
     """
     config, where = program.config, program.where
     model = MLP(config, program.classes, where.axis_name)
@@ -112,38 +110,47 @@ def train_step(program: Program, lane: Lane, state: State, batch: Batch) -> tupl
     here = jnp.float32(batch.labels.size) if batch.mask is None else jnp.sum(batch.mask, dtype=jnp.float32)
     count = parallel.total(where, here)
 
-    def loss_of(params: Any) -> tuple[jax.Array, tuple[jax.Array, Any]]:
+    def loss_of(params: Any, probes: Any) -> tuple[jax.Array, tuple[jax.Array, Seen, Any]]:
         variables = {"params": params, **rest}
-        (logits, _), changed = model.apply(variables, batch.inputs, train=True, mask=batch.mask, mutable=list(rest))
+        (logits, seen), changed = model.apply(
+            variables, batch.inputs, train=True, mask=batch.mask, probes=probes, mutable=list(rest)
+        )
         losses = optax.softmax_cross_entropy_with_integer_labels(logits, batch.labels)
         if batch.mask is not None:
             losses = jnp.where(batch.mask, losses, 0.0)
         loss = jnp.sum(losses)
-        return (loss if config.reduction == "sum" else loss / count), (logits, changed)
+        return (loss if config.reduction == "sum" else loss / count), (logits, seen, changed)
 
-    (loss, (logits, changed)), gradients = jax.value_and_grad(loss_of, has_aux=True)(params)
+    differentiate = jax.value_and_grad(loss_of, argnums=(0, 1), has_aux=True)
+    (loss, (logits, seen, changed)), (gradients, deltas) = differentiate(params, _probes(model, state, batch))
     right = jnp.argmax(logits, axis=-1) == batch.labels
     if batch.mask is not None:
         right &= batch.mask
     correct = jnp.sum(right, dtype=jnp.float32)
     gradients, loss, correct = parallel.total(where, (gradients, loss, correct))
     tx = make_optimizer(config, lane.hypers, program.total_steps)
-    updates, opt_state = tx.update(gradients, state.opt_state, params)
-    variables = {"params": optax.apply_updates(params, updates), **changed}
+    points, opt_state = tx.points(gradients, state.opt_state, params)
+    variables = {"params": optax.apply_updates(params, points.updates), **changed}
     loss = loss / count if config.reduction == "sum" else loss
-    return State(variables, opt_state), Outcome(gradients, updates, params, loss, correct, count)
+    view = View(gradients, points, params, seen, deltas, slopes_of(config, seen), batch.mask, count)
+    return State(variables, opt_state), Outcome(loss, correct, count), view
 
 
-def record_of(outcome: Outcome) -> dict[str, jax.Array]:
-    """What an instrumented step leaves behind: statistics a layer, and histograms."""
-    return {
-        "loss": outcome.loss,
-        "accuracy": outcome.correct / outcome.examples,
-        **stats.gradient_statistics(outcome.gradients),
-        **stats.weight_statistics(outcome.params, outcome.updates),
-        "gradient_histogram": stats.histograms(outcome.gradients),
-        "weight_histogram": stats.histograms(outcome.params),
-    }
+def _probes(model: MLP, state: State, batch: Batch) -> dict[str, jax.Array]:
+    """Zeros to be added to every pre-activation: the loss's gradient with respect to them is δ."""
+    _, seen = jax.eval_shape(lambda: model.apply(state.variables, batch.inputs, train=False))
+    return {name: jnp.zeros(z.shape, z.dtype) for name, z in seen.pre_activations.items()}
+
+
+def record(program: Program, outcome: Outcome, view: View) -> dict[str, jax.Array]:
+    """What an instrumented step leaves behind: loss, accuracy, and the statistics that the config asks for."""
+    where = program.where
+    by_example = view.seen, view.deltas, view.slopes
+    seen, deltas, slopes = parallel.whole_batch(where, by_example, axis=-2)
+    mask = None if view.mask is None else parallel.whole_batch(where, view.mask, axis=0)
+    whole = view._replace(seen=seen, deltas=deltas, slopes=slopes, mask=mask)
+    scalars = {"loss": outcome.loss, "accuracy": outcome.correct / outcome.examples}
+    return scalars | record_of(program.config, whole)
 
 
 def initial_state(program: Program, shared: Shared, lane: Lane) -> State:
@@ -174,7 +181,7 @@ def run_chunk(program: Program, shared: Shared, lane_and_state: tuple[Lane, Stat
     plan, per_epoch = shared.plan, program.steps_per_epoch
     order = _order(program, lane, plan.start // per_epoch)
 
-    def step(state: State, t: jax.Array) -> tuple[State, Outcome]:
+    def step(state: State, t: jax.Array) -> tuple[State, Outcome, View]:
         device = parallel.device_index(program.where)
         batch = batches.batch_at(
             program.config, shared.train, order, t % per_epoch, lane.replica, device, program.where.batch_devices
@@ -183,13 +190,14 @@ def run_chunk(program: Program, shared: Shared, lane_and_state: tuple[Lane, Stat
 
     def bare(_: jax.Array, carry: tuple) -> tuple:
         state, meter, t = carry
-        state, outcome = step(state, t)
+        state, outcome, _view = step(state, t)
         return state, _add(meter, outcome), t + 1
 
     def instrumented(carry: tuple) -> tuple:
         state, meter, t, i, records = carry
-        state, outcome = step(state, t)
-        records = jax.tree.map(lambda all_, one: all_.at[i].set(one), records, record_of(outcome))
+        state, outcome, view = step(state, t)
+        one = record(program, outcome, view)
+        records = jax.tree.map(lambda all_, one: all_.at[i].set(one), records, one)
         return state, _add(meter, outcome), t + 1, i + 1, records
 
     def gap_then_record(i: jax.Array, carry: tuple) -> tuple:
@@ -198,7 +206,7 @@ def run_chunk(program: Program, shared: Shared, lane_and_state: tuple[Lane, Stat
         carry = state, meter, t, i, records
         return jax.lax.cond(i < plan.n_records, instrumented, lambda c: (*c[:3], c[3] + 1, c[4]), carry)
 
-    shape = jax.eval_shape(lambda: record_of(step(state, plan.start)[1]))
+    shape = jax.eval_shape(lambda: record(program, *step(state, plan.start)[1:]))
     most = plan.gaps.shape[0] - 1
     records = jax.tree.map(lambda s: jnp.zeros((most, *s.shape), s.dtype), shape)
     zero = jnp.float32(0)

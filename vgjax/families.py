@@ -1,0 +1,175 @@
+"""What can be recorded of an instrumented step: families of statistics by name, each a function of what was seen."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from vgjax import stats
+from vgjax.activations import activation, steepest_slope
+from vgjax.config import Config
+from vgjax.layers import Group, groups, weight_groups
+from vgjax.model import Seen
+from vgjax.names import Entry, nearest
+from vgjax.optim import Points
+from vgjax.stats import Statistics
+
+
+class View(NamedTuple):
+    """All that an instrumented step lets one see; what no family looks at costs nothing, since jit leaves it out."""
+
+    gradients: Any  # of the loss, before the optimizer
+    points: Points
+    params: Any  # before the step
+    seen: Seen
+    deltas: dict[str, jax.Array]  # ∂loss/∂z a layer, [B, units]
+    slopes: dict[str, jax.Array]  # φ′ a layer, [B, units]
+    mask: jax.Array | None  # which examples count [B]
+    examples: jax.Array  # how many
+
+
+@dataclass(frozen=True)
+class Family(Entry):
+    """A row: `make(config, view)` gives the statistics, each [layers, …]."""
+
+    gives: tuple[str, ...] = ()
+
+
+def _activations(config: Config, view: View) -> Statistics:
+    seen, slopes = groups(view.seen.activations), groups(view.slopes)
+    steepest = [*[steepest_slope(config.activation)] * (len(slopes) - 1), 1.0]
+    return stats.activation_statistics(seen, slopes, steepest, view.mask)
+
+
+def _decay(config: Config, view: View) -> Statistics:
+    slopes = view.slopes
+    if view.mask is not None:
+        slopes = {name: jnp.where(view.mask[:, None], slope, jnp.zeros_like(slope)) for name, slope in slopes.items()}
+    return stats.decay_statistics(view.params, groups(slopes), groups(view.deltas), view.examples)
+
+
+def _histogram(name: str, look: Callable[[View], Sequence[Group]], summary: str, masked: bool = False) -> Family:
+    def make(config: Config, view: View) -> Statistics:
+        return {name: stats.histograms(look(view), view.mask if masked else None)}
+
+    return Family(make, f"{summary} per signed log₂ bin", "—", (name,))
+
+
+FAMILIES: dict[str, Family] = {
+    "norms": Family(
+        lambda config, view: stats.norm_statistics(view.gradients),
+        "norm, RMS and log₁₀ RMS of the weight gradient; costs next to nothing",
+        "Glorot & Bengio 2010",
+        ("gradient_norm", "gradient_rms", "gradient_log10_rms"),
+    ),
+    "spread": Family(
+        lambda config, view: stats.gradient_statistics(view.gradients),
+        "mean, std, max, share of zeros, and what float16 and bfloat16 would lose, of the weight gradient",
+        "Micikevicius et al. 2018, 1710.03740",
+        (
+            *("gradient_mean", "gradient_std", "gradient_max", "gradient_zero_fraction"),
+            *("gradient_float16_underflow", "gradient_bfloat16_underflow"),
+        ),
+    ),
+    "weights": Family(
+        lambda config, view: stats.weight_statistics(view.params, view.points.updates),
+        "norm of the weights, and of their update relative to it",
+        "—",
+        ("weight_norm", "update_ratio"),
+    ),
+    "points": Family(
+        lambda config, view: stats.point_statistics(*view.points),
+        "the gradient after clipping and the update made of it: norms, share clipped, cosines",
+        "Pascanu et al. 2013, 1211.5063",
+        ("clipped_norm", "clipped_fraction", "clipped_cosine", "update_norm", "update_cosine"),
+    ),
+    "activations": Family(
+        _activations,
+        "mean and std of the activations, share of dead units, share of saturated ones",
+        "Glorot & Bengio 2010",
+        ("activation_mean", "activation_std", "activation_dead_fraction", "activation_saturated_fraction"),
+    ),
+    "deltas": Family(
+        lambda config, view: stats.delta_statistics(groups(view.deltas), view.examples),
+        "norm, RMS and log₁₀ RMS of δ, the gradient of the pre-activations",
+        "Schoenholz et al. 2017, 1611.01232",
+        ("delta_norm", "delta_rms", "delta_log10_rms"),
+    ),
+    "noise": Family(
+        lambda config, view: stats.noise_statistics(
+            view.gradients, groups(view.seen.inputs), groups(view.deltas), view.examples
+        ),
+        "signal-to-noise ratio of the weight gradient over the batch",
+        "McCandlish et al. 2018, 1812.06162",
+        ("gradient_signal_to_noise",),
+    ),
+    "decay": Family(
+        _decay,
+        "‖δ_l‖/‖δ_{l+1}‖, split into weight gain, slope of the activation and alignment",
+        "Schoenholz et al. 2017, 1611.01232, equation 10",
+        ("decay_ratio", "decay_weight_gain", "decay_slope", "decay_alignment"),
+    ),
+    "gradient_histogram": _histogram(
+        "gradient_histogram", lambda view: weight_groups(view.gradients), "weight gradients"
+    ),
+    "weight_histogram": _histogram("weight_histogram", lambda view: weight_groups(view.params), "weights"),
+    "update_histogram": _histogram("update_histogram", lambda view: weight_groups(view.points.updates), "updates"),
+    "activation_histogram": _histogram(
+        "activation_histogram", lambda view: groups(view.seen.activations), "activations", masked=True
+    ),
+    "delta_histogram": _histogram(
+        "delta_histogram", lambda view: groups(view.deltas), "pre-activation gradients δ", masked=True
+    ),
+}
+
+
+def chosen(config: Config) -> list[str]:
+    """The families that a config asks for, `all` written out.
+
+    Raises:
+      ValueError: no such family.
+    """
+    for name in config.record:
+        if name not in FAMILIES and name != "all":
+            raise ValueError(f"unknown family {name!r} in record; {nearest(name, [*FAMILIES, 'all'])}")
+    return [name for name in FAMILIES if name in config.record or "all" in config.record]
+
+
+def kept(config: Config, names: Sequence[str]) -> list[int]:
+    """Which of the layers are recorded.
+
+    Raises:
+      ValueError: a pattern fits no layer.
+    """
+    for pattern in config.record_layers:
+        if not any(fnmatchcase(name, pattern) for name in names):
+            raise ValueError(f"record_layers {pattern!r} fits no layer; {nearest(pattern, names)}")
+    return [i for i, name in enumerate(names) if any(fnmatchcase(name, p) for p in config.record_layers)]
+
+
+def record_of(config: Config, view: View) -> Statistics:
+    """The statistics that a config asks for, of the layers that it asks for: name → [layers, …]."""
+    record: Statistics = {}
+    for name in chosen(config):
+        record |= FAMILIES[name].make(config, view)
+    rows = np.array(kept(config, [name for group in weight_groups(view.params) for name in group.names]))
+    return {name: values if len(rows) == len(values) else values[rows] for name, values in record.items()}
+
+
+def slopes_of(config: Config, seen: Seen) -> dict[str, jax.Array]:
+    """φ′ where each layer's activation was applied; 1 in the last layer, which has none."""
+    phi = activation(config.activation)
+
+    def slope(z: jax.Array) -> jax.Array:
+        return jax.jvp(phi, (z,), (jnp.ones_like(z),))[1]
+
+    return {
+        name: slope(seen.phi_inputs[name]) if name in seen.phi_inputs else jnp.ones_like(z)
+        for name, z in seen.pre_activations.items()
+    }

@@ -1,0 +1,97 @@
+"""Layers by name: which leaves of a pytree are weights, what their layers are called, and which of them are stacked.
+
+A stack holds several layers of one shape in one array, the layers along its first axis, as `nn.scan` and `jax.vmap`
+make them. Everything here knows names and shapes alone.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Mapping
+from fnmatch import fnmatchcase
+from typing import Any, NamedTuple
+
+import jax
+
+OWN_STACK = re.compile(r"layers_(\d+)_to_(\d+)(/.*)?")
+
+
+class Group(NamedTuple):
+    """One layer, or the layers of one stack."""
+
+    names: tuple[str, ...]
+    values: jax.Array  # one layer: as it is; a stack: [layers, …]
+    is_stack: bool
+
+
+def stack_name(first: int, last: int) -> str:
+    """What the module is called that holds `layer_first` … `layer_last` in one stack."""
+    return f"layers_{first}_to_{last}"
+
+
+def weight_groups(tree: Any, stacked: str = "") -> list[Group]:
+    """The weights of a parameter-shaped pytree, in natural order of their layers' names (layer_2 before layer_10).
+
+    A layer is called by the path of the module that holds its weight; by the weight's own path where the module holds
+    several.
+
+    Args:
+      tree: parameters, gradients or updates of any library; leaves of two and more dimensions are weights.
+      stacked: a path or glob pattern (`blocks`, `*/blocks`) below which all leaves are stacks; their layers are called
+        `blocks/dense[3]`. This package's own stacks are known without it.
+    """
+    weights = [
+        (path, leaf) for path, leaf in jax.tree_util.tree_leaves_with_path(tree) if is_weight(path, leaf, stacked)
+    ]
+    shared = Counter(_text(path[:-1]) for path, _ in weights)
+    named = {_text(path[:-1] if shared[_text(path[:-1])] == 1 and path[:-1] else path): leaf for path, leaf in weights}
+    return groups(named, stacked)
+
+
+def groups(arrays: Mapping[str, jax.Array], stacked: str = "") -> list[Group]:
+    """Arrays by path, a layer or a stack each, as groups in natural order."""
+    found = [group(path, array, stacked) for path, array in arrays.items()]
+    return sorted(found, key=lambda one: _natural(one.names[0]))
+
+
+def group(path: str, array: jax.Array, stacked: str = "") -> Group:
+    """One array by its path: a layer, or the layers of a stack."""
+    if own := OWN_STACK.fullmatch(path):
+        return Group(tuple(f"layer_{i}" for i in range(int(own[1]), int(own[2]) + 1)), array, True)
+    if _is_stack(path, stacked):
+        return Group(tuple(f"{path}[{i}]" for i in range(array.shape[0])), array, True)
+    return Group((path,), array, False)
+
+
+def unstacked(modules: dict[str, Any]) -> dict[str, Any]:
+    """A network's parameters (or batch statistics) with every layer by itself: {"layer_2": …, "norm_2": …, …}."""
+    single: dict[str, Any] = {}
+    for name, leaves in modules.items():
+        if own := OWN_STACK.fullmatch(name):
+            for row, i in enumerate(range(int(own[1]), int(own[2]) + 1)):
+                single |= {
+                    f"{kind}_{i}": jax.tree.map(lambda x, row=row: x[row], leaf) for kind, leaf in leaves.items()
+                }
+        else:
+            single[name] = leaves
+    return single
+
+
+def is_weight(path: tuple[Any, ...], leaf: Any, stacked: str = "") -> bool:
+    """Whether a leaf is a weight matrix or kernel: two dimensions or more, not counting a stack's."""
+    return leaf.ndim >= 2 + _is_stack(_text(path), stacked)
+
+
+def _is_stack(path: str, stacked: str) -> bool:
+    if OWN_STACK.fullmatch(path):
+        return True
+    return bool(stacked) and (fnmatchcase(path, stacked) or fnmatchcase(path, f"{stacked}/*"))
+
+
+def _text(path: tuple[Any, ...]) -> str:
+    return jax.tree_util.keystr(path, simple=True, separator="/")
+
+
+def _natural(name: str) -> list[Any]:
+    return [int(part) if part.isdigit() else part for part in re.split(r"(\d+)", name)]
