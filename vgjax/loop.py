@@ -105,7 +105,6 @@ def run(
     most = max(len(chunk.recorded) for chunk in chunks)
     shared = Shared(train, validation, _plan_arrays(chunks[0], most))
     state = _first_state(program, shared, lanes, variables)  # what can be refused is refused before a file is written
-    shared, (lanes, state) = parallel.place(where, shared, (lanes, state))
     disk = None
     if folder is not None:
         about = {"config": config, "hypers": settings, "seeds": seeds, "data": dataset.source}
@@ -130,17 +129,17 @@ def _train(
 ) -> Result:
     where = program.where
     most = shared.plan.gaps.shape[0] - 1
-    one_lane = jax.eval_shape(lambda x: jax.tree.map(lambda leaf: leaf[0], parallel.gather(where, x)), state)
-    layers = {name: w.shape for name, w in stats.weights_by_layer(one_lane.variables["params"]).items()}
+    one_lane = jax.tree.map(lambda x: x[0], state.variables["params"])
+    layers = {name: w.shape for name, w in stats.weights_by_layer(one_lane).items()}
     done = 0
     parts: list[xr.Dataset] = []
     if disk:
-        done, whole, parts = disk.resume(parallel.gather(where, (lanes, state)), tensorboard)
-        _, (lanes, state) = parallel.place(where, (), whole)
+        done, (lanes, state), parts = disk.resume((lanes, state), tensorboard)
     chunk_program = _chunk_program(_without_start(program), _lane_bytes(state, len(coordinates["seed"])))
+    shared, (lanes, state) = parallel.place(where, shared, (lanes, state))
 
     def land(chunk: Chunk, state: State, records: dict, evaluation: dict) -> None:
-        records, evaluation = jax.device_get(parallel.gather(where, (records, evaluation)))
+        records, evaluation = parallel.gather(where, (records, evaluation))
         part = history.chunk(
             coordinates, layers, chunk.recorded, records, chunk.stop, evaluation, program.steps_per_epoch
         )
@@ -193,7 +192,7 @@ def _plan_arrays(chunk: Chunk, most: int) -> Plan:
     borders = [chunk.start - 1, *chunk.recorded, chunk.stop]
     gaps = [after - before - 1 for before, after in itertools.pairwise(borders)]
     gaps += [0] * (most + 1 - len(gaps))
-    return Plan(jnp.int32(chunk.start), jnp.array(gaps, jnp.int32), jnp.int32(len(chunk.recorded)))
+    return Plan(*(jnp.asarray(np.array(x, np.int32)) for x in (chunk.start, gaps, len(chunk.recorded))))
 
 
 def _lanes(settings: list[Hypers], seeds: list[int], replicas: int) -> tuple[Lane, dict[str, np.ndarray]]:
@@ -205,20 +204,21 @@ def _lanes(settings: list[Hypers], seeds: list[int], replicas: int) -> tuple[Lan
         **columns,
     }
     lanes = Lane(
-        Hypers(*(jnp.asarray(columns[name], jnp.float32) for name in Hypers._fields)),  # type: ignore[arg-type]
-        jax.vmap(jax.random.key)(jnp.array([seed for _, seed, _ in rows], jnp.uint32)),
-        jnp.array([replica for _, _, replica in rows], jnp.int32),
+        Hypers(*(columns[name].astype(np.float32) for name in Hypers._fields)),  # type: ignore[arg-type]
+        jax.vmap(jax.random.key)(coordinates["seed"].astype(np.uint32)),
+        coordinates["replica"].astype(np.int32),  # type: ignore[arg-type]
     )
     return lanes, coordinates
 
 
 def _first_state(program: Program, shared: Shared, lanes: Lane, variables: Variables | None) -> State:
+    """On the host, [lanes, …]."""
     if variables is not None:
-        return _start_program(program, fresh_state)(shared, (lanes, variables))
+        return jax.device_get(_start_program(program, fresh_state)(shared, (lanes, variables)))
     replicas = program.config.replicas
     starts = jax.tree.map(lambda x: x[::replicas], lanes)  # replicas start alike
-    state = _start_program(_start_only(program), initial_state)(shared, starts)
-    return jax.tree.map(lambda x: jnp.repeat(x, replicas, axis=0), state)
+    state = jax.device_get(_start_program(_start_only(program), initial_state)(shared, starts))
+    return jax.tree.map(lambda x: x.repeat(replicas, axis=0), state)
 
 
 @functools.lru_cache(maxsize=64)
