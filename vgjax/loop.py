@@ -15,10 +15,12 @@ import numpy as np
 import xarray as xr
 
 from vgjax import batches, history, parallel, stats
+from vgjax.batches import Arrays
 from vgjax.checks import check_names
 from vgjax.config import Config, Hypers, check_hypers
 from vgjax.data import Dataset, load
 from vgjax.folder import RunFolder
+from vgjax.initializers import is_data_dependent
 from vgjax.model import Variables
 from vgjax.records import Which
 from vgjax.train import Lane, Plan, Program, Shared, State, fresh_state, initial_state, run_chunk
@@ -217,7 +219,9 @@ def _first_state(program: Program, shared: Shared, lanes: Lane, variables: Varia
         return jax.device_get(_start_program(program, fresh_state)(shared, (lanes, variables)))
     replicas = program.config.replicas
     starts = jax.tree.map(lambda x: x[::replicas], lanes)  # replicas start alike
-    state = jax.device_get(_start_program(_start_only(program), initial_state)(shared, starts))
+    program, train = _start_only(program, shared.train)
+    unseen: Any = None
+    state = jax.device_get(_start_program(program, initial_state)(Shared(train, unseen, unseen), starts))
     return jax.tree.map(lambda x: x.repeat(replicas, axis=0), state)
 
 
@@ -226,19 +230,25 @@ def _start_program(program: Program, start: Callable[..., State]) -> Callable[..
     return parallel.start_program(functools.partial(start, program))
 
 
-def _start_only(program: Program) -> Program:
-    """The program less what does not matter to the first state, so that runs which start alike share one compile."""
+def _start_only(program: Program, train: Arrays) -> tuple[Program, Arrays]:
+    """Program and data less what does not matter to the first state, so that runs which start alike share a compile."""
+    config = program.config
     later: dict[str, Any] = {
         "dataset": "",
+        "scaling": "auto",
+        "holdout": 0,
         "epochs": 1,
         "steps": 0,
+        "shuffle": config.shuffle if config.shuffle == "never" else "once",  # epoch 0 is the same
         "replicas": 1,
         "reduction": "mean",
         "record_every": 0,
     }
-    shuffle = program.config.shuffle if program.config.shuffle == "never" else "once"  # epoch 0 is the same
-    where = parallel.Layout(1, "lanes")
-    return program._replace(config=dataclasses.replace(program.config, shuffle=shuffle, **later), where=where)
+    if not any(map(is_data_dependent, (config.initializer, config.output_initializer or config.initializer))):
+        later |= {"batch_size": 1, "shuffle": "never", "last_batch": "drop"}  # one blank example gives the shapes
+        train = jax.tree.map(lambda x: np.zeros((1, *x.shape[1:]), x.dtype), train)
+    config, where = dataclasses.replace(config, **later), parallel.Layout(1, "lanes")
+    return Program(config, program.classes, len(train.labels), where), train
 
 
 @functools.lru_cache(maxsize=64)
@@ -247,8 +257,11 @@ def _chunk_program(program: Program, lane_bytes: int) -> Callable[..., Any]:
 
 
 def _without_start(program: Program) -> Program:
-    """The program less what matters to the first state only, so that settings which differ there share one compile."""
-    start: dict[str, Any] = {"dataset": "", "initializer": "lecun_normal", "output_initializer": ""}
+    """The program less what matters to data, first state or plan alone: settings that differ there share a compile."""
+    start: dict[str, Any] = {"dataset": "", "scaling": "auto", "holdout": 0, "record_every": 0}
+    start |= {"initializer": "lecun_normal", "output_initializer": ""}
+    if program.config.schedule == "constant":  # of any length
+        start |= {"epochs": 1, "steps": 0}
     return program._replace(config=dataclasses.replace(program.config, **start))
 
 
