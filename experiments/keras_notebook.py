@@ -42,8 +42,8 @@ import pandas as pd
 import xarray as xr
 from matplotlib.ticker import MaxNLocator
 
+from experiments.options import Options
 from experiments.reproduction import (
-    Options,
     Outcome,
     Picture,
     Row,

@@ -26,8 +26,8 @@ import numpy as np
 import pandas as pd
 import xarray as xr
 
+from experiments.options import Options
 from experiments.reproduction import (
-    Options,
     Outcome,
     Picture,
     Row,
