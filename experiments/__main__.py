@@ -2,49 +2,27 @@
 
 from __future__ import annotations
 
-import dataclasses
 import importlib
 import os
 import sys
 import time
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Annotated
 
 import tyro
 from rich.console import Console
 from rich.table import Table
 
+from experiments.options import Options
+from vgjax.names import nearest
+
 SIZES = {"smoke": ["--smoke"], "full": ["--full"], "default": []}
 EXPERIMENTS = ("mxnet_mnist", "keras_notebook")
 
 
-@dataclass(frozen=True)
-class Arguments:
-    """Reproduce the documents and papers, each quantity with its published value, prediction, interval and verdict."""
-
-    names: Annotated[tuple[str, ...], tyro.conf.Positional] = ()
-    """Which experiments; none: all of them."""
-    out: Path = Path("reproduction")
-    """Where results go [folder]."""
-    smoke: bool = False
-    """Every step of every experiment in seconds: tests the code, reproduces nothing."""
-    full: bool = False
-    """Training from 8 seeds instead of 3."""
-    resume: bool = False
-    """Go on with an interrupted reproduction; otherwise earlier runs of the same experiments in --out are replaced."""
-    data_dir: Path | None = None
-    """Where prepared data are kept [folder]."""
-    manual_dir: Path | None = None
-    """Original files of the data sets, a folder each [folder]."""
-
-
 def main() -> int:
     """Run what was asked for; 0 when it is done, whatever the verdicts; 2 on bad input."""
-    arguments = tyro.cli(Arguments, prog="python -m experiments")
-    names = arguments.names or EXPERIMENTS
+    options = tyro.cli(Options, prog="python -m experiments")
     try:
-        return _reproduce(names, arguments)
+        return _reproduce(options)
     except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
@@ -53,22 +31,19 @@ def main() -> int:
         return 130
 
 
-def _reproduce(names: tuple[str, ...], arguments: Arguments) -> int:
-    from vgjax.names import nearest
-
+def _reproduce(options: Options) -> int:
+    names = options.names or EXPERIMENTS
     for name in names:
         if name not in EXPERIMENTS:
             raise ValueError(f"unknown experiment {name!r}; {nearest(name, EXPERIMENTS)}")
-    os.environ.setdefault("JAX_NUM_CPU_DEVICES", str(os.cpu_count()))  # a core for every other lane: small layers
-    from experiments.reproduction import Options, write_json  # cannot keep several cores busy
+    _prepare_jax(options.smoke)
+    from experiments.reproduction import write_json
     from vgjax.environment import environment
     from vgjax.figures import save
     from vgjax.report import write_page
 
     started = time.monotonic()
-    size = "smoke" if arguments.smoke else "full" if arguments.full else "default"
-    fields = {field.name: getattr(arguments, field.name) for field in dataclasses.fields(Options)}
-    options = Options(**fields)
+    size = "smoke" if options.smoke else "full" if options.full else "default"
     console = Console(stderr=True)
     outcomes, seconds = [], {}
     for name in names:
@@ -80,24 +55,33 @@ def _reproduce(names: tuple[str, ...], arguments: Arguments) -> int:
     made = environment() | {
         "seconds": round(time.monotonic() - started, 1),
         "seconds_each": seconds,
-        "command": " ".join(["python -m experiments", *arguments.names, *SIZES[size]]),
+        "command": " ".join(["python -m experiments", *options.names, *SIZES[size]]),
         "size": size,
-        "resumed": arguments.resume,
+        "resumed": options.resume,
     }
-    folder = arguments.out / "figures"
+    folder = options.out / "figures"
     folder.mkdir(parents=True, exist_ok=True)
     for outcome in outcomes:
         for picture in outcome.pictures:
             save(picture.figure, folder / picture.name)
             picture.table.to_csv(folder / f"{picture.name}.csv", index=False)
     rows = [row for outcome in outcomes for row in outcome.rows]
-    write_json(arguments.out / "reproduction.json", rows, made)
-    page = write_page(arguments.out / "report.html", outcomes, folder, made)
+    write_json(options.out / "reproduction.json", rows, made)
+    page = write_page(options.out / "report.html", outcomes, folder, made)
     for note in {note for outcome in outcomes for note in outcome.notes}:
         console.print(f"note: {note}", highlight=False, soft_wrap=True)
     _print_table(rows)
-    print(f"page: {page}\ncurves: {sys.executable} -m tensorboard.main --logdir {arguments.out / 'runs'}")
+    print(f"page: {page}\ncurves: {sys.executable} -m tensorboard.main --logdir {options.out / 'runs'}")
     return 0
+
+
+def _prepare_jax(smoke: bool) -> None:
+    """What JAX reads from the environment, before it is imported."""
+    # A core for every other lane: small layers cannot keep several cores busy.
+    os.environ.setdefault("JAX_NUM_CPU_DEVICES", str(os.cpu_count()))
+    flags = os.environ.get("XLA_FLAGS", "")
+    if smoke and "xla_backend_optimization_level" not in flags:  # programs that run for milliseconds
+        os.environ["XLA_FLAGS"] = f"{flags} --xla_backend_optimization_level=0".strip()
 
 
 def _print_table(rows: list) -> None:

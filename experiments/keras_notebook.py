@@ -42,8 +42,8 @@ import pandas as pd
 import xarray as xr
 from matplotlib.ticker import MaxNLocator
 
+from experiments.options import Options
 from experiments.reproduction import (
-    Options,
     Outcome,
     Picture,
     Row,
@@ -54,8 +54,8 @@ from experiments.reproduction import (
     runs_folder,
     sized,
 )
-from vgjax import figures, theory
-from vgjax.analysis import Estimate, estimate, geometric_estimate, layer_ratio, layer_spread
+from vgjax import figures
+from vgjax.analysis import Estimate, closed_form, estimate, geometric_estimate, layer_ratio, layer_spread
 from vgjax.config import Config, Hypers
 from vgjax.data import Dataset, load
 from vgjax.loop import Result
@@ -184,7 +184,8 @@ def check(histories: dict[str, xr.Dataset], first: dict[str, xr.Dataset], iris: 
         quantity = f"{stage}: gradient RMS, first layer over last hidden, step 1"
         ratio = geometric_estimate(layer_ratio(histories[stage]).values)
         hidden = tuple(int(width) for width in histories[stage]["fan_out"].values[:-1])
-        predicted = predict_ratio(replace(GRID[stage][0], hidden=hidden), iris)
+        rms = closed_form(replace(GRID[stage][0], hidden=hidden), iris)
+        predicted = float(rms[0] / rms[-2])
         rows.append(row(NAME, quantity, CLOSED_FORM, ratio, AGAINST_THEORY, predicted=predicted))
         rows.append(row(NAME, quantity, "as the notebook tells it", ratio, claim))
     validation = histories[NORMED]["validation_accuracy"]
@@ -232,22 +233,6 @@ def _ratio_of_means(a: np.ndarray, b: np.ndarray) -> Estimate:
     ratio = float(a.mean() / b.mean())
     relative = estimate(a / a.mean() - b / b.mean())  # a mean of 0, with the error of log(ratio)
     return Estimate(ratio, ratio * math.exp(relative.low), ratio * math.exp(relative.high), len(a))
-
-
-def predict_ratio(config: Config, data: Dataset, n_batches: int = 4) -> float:
-    """First layer over last hidden, RMS of the weight gradient at step 1, by the closed form over random batches."""
-    rng = np.random.default_rng(0)
-    widths = (data.train_inputs.shape[1], *config.hidden, data.classes)
-    squares = []
-    for _ in range(n_batches):
-        batch = rng.choice(len(data.train_labels), config.batch_size, replace=False)
-        inputs, labels = data.train_inputs[batch], data.train_labels[batch]
-        rms = theory.predicted_weight_gradient_rms(
-            inputs, labels, widths, config.activation, config.initializer, config.output_initializer
-        )
-        squares.append(rms**2)
-    rms = np.sqrt(np.mean(squares, axis=0))
-    return float(rms[0] / rms[-2])
 
 
 def plot(histories: dict[str, xr.Dataset]) -> list[Picture]:

@@ -26,8 +26,8 @@ import numpy as np
 import pandas as pd
 import xarray as xr
 
+from experiments.options import Options
 from experiments.reproduction import (
-    Options,
     Outcome,
     Picture,
     Row,
@@ -38,8 +38,8 @@ from experiments.reproduction import (
     runs_folder,
     sized,
 )
-from vgjax import figures, theory
-from vgjax.analysis import Estimate, by_seed, estimate, geometric_estimate, magnitude_histogram
+from vgjax import figures
+from vgjax.analysis import Estimate, by_seed, closed_form, estimate, geometric_estimate, magnitude_histogram
 from vgjax.config import Config, Hypers
 from vgjax.data import Dataset
 from vgjax.loop import run as train
@@ -115,7 +115,7 @@ def run(options: Options) -> Outcome:
             histories[mode, setting] = _train(options, where, config, data)
     at_start = {setting: _first_steps(options, fields, data) for setting, fields in GRID.items()}
     predicted = {
-        setting: predict(fields, data, sized(FAITHFUL, options).hidden, 1 if options.smoke else 4)
+        setting: closed_form(sized(replace(FAITHFUL, **fields), options), data, 1 if options.smoke else 4)
         for setting, fields in GRID.items()
     }
     rows = check(histories, at_start, predicted, has_data=note is None)
@@ -140,19 +140,6 @@ def _first_steps(options: Options, fields: dict[str, Any], data: Dataset) -> xr.
     some = config.batch_size  # the validation after the step is not looked at
     data = replace(data, test_inputs=data.test_inputs[:some], test_labels=data.test_labels[:some])
     return train(config, HYPERS, 2 if options.smoke else 32, dataset=data).history
-
-
-def predict(fields: dict[str, Any], data: Dataset, hidden: tuple[int, ...], n_batches: int) -> np.ndarray:
-    """RMS of every layer's weight gradient at step 1 by the closed form, over random batches of a replica, [layers]."""
-    rng = np.random.default_rng(0)
-    size = FAITHFUL.batch_size // FAITHFUL.replicas
-    widths = (data.train_inputs.shape[1], *hidden, data.classes)
-    squares = []
-    for _ in range(n_batches):
-        batch = rng.choice(len(data.train_labels), size, replace=False)
-        inputs, labels = data.train_inputs[batch] / 256, data.train_labels[batch]
-        squares.append(theory.predicted_weight_gradient_rms(inputs, labels, widths, **fields) ** 2)
-    return np.sqrt(np.mean(squares, axis=0))
 
 
 def check(

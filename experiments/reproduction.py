@@ -1,4 +1,4 @@
-"""What every experiment shares: its options, the rows of the verdict, the pictures, and the data or their stand-in."""
+"""What every experiment shares: the rows of the verdict, the pictures, and the data or their stand-in."""
 
 from __future__ import annotations
 
@@ -13,29 +13,12 @@ from typing import Any, Literal
 import matplotlib.figure
 import pandas as pd
 
+from experiments.options import Options
 from vgjax.analysis import Estimate
 from vgjax.config import Config
 from vgjax.data import Dataset, DataUnavailable, load
 
 Verdict = Literal["reproduced", "differs", "no data"]
-
-
-@dataclass(frozen=True)
-class Options:
-    """How to run the experiments."""
-
-    out: Path = Path("reproduction")
-    """Where results go [folder]."""
-    smoke: bool = False
-    """Every step of every experiment, at a size of seconds: tests the code, reproduces nothing."""
-    full: bool = False
-    """More seeds: 8 instead of 3 for training."""
-    resume: bool = False
-    """Go on with the runs that are there; otherwise they are replaced."""
-    data_dir: Path | None = None
-    """Where prepared data are kept [folder]."""
-    manual_dir: Path | None = None
-    """Original files of the data sets, a folder each [folder]."""
 
 
 @dataclass(frozen=True)

@@ -1,11 +1,15 @@
 """Means with intervals, ratios between layers, magnitude histograms: against scipy and by hand."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import xarray as xr
 from scipy import stats as scipy_stats
 
-from vgjax import analysis, stats
+from vgjax import analysis, stats, theory
+from vgjax.config import Config
+from vgjax.data import load
 
 
 def test_interval_is_students() -> None:
@@ -74,3 +78,25 @@ def test_magnitude_histogram_adds_both_signs_and_leaves_zero_out() -> None:
     by_exponent = dict(zip(shares["exponent"].values.tolist(), shares.values, strict=True))
     assert by_exponent[1] == pytest.approx(12 / 24) and by_exponent[-1] == pytest.approx(8 / 24)
     assert shares.sum() == pytest.approx(20 / 24)
+
+
+@pytest.mark.parametrize("scaling", ["1/256", "standardised"])
+def test_closed_form_is_the_mean_square_over_batches_of_a_replica(scaling: str) -> None:
+    """On digits: the theory's own function, batch by batch, on inputs scaled here."""
+    data = load("digits")
+    config = Config("digits", scaling, hidden=(12, 8), activation="tanh", batch_size=32, replicas=4, reduction="sum")
+    inputs = data.train_inputs.astype(np.float64)
+    std = inputs.std(0)
+    scaled = inputs / 256 if scaling == "1/256" else (inputs - inputs.mean(0)) / np.where(std > 0, std, 1)
+    rng, squares = np.random.default_rng(0), []
+    for _ in range(3):
+        rows = rng.choice(len(inputs), 8, replace=False)
+        widths = (64, 12, 8, 10)
+        of_batch = theory.predicted_weight_gradient_rms(
+            scaled[rows], data.train_labels[rows], widths, "tanh", config.initializer
+        )
+        squares.append(of_batch**2)
+    found = analysis.closed_form(config, data, 3)
+    np.testing.assert_allclose(found, np.sqrt(sum(squares) / 3), rtol=1e-12 if scaling == "1/256" else 1e-5)
+    by_mean = analysis.closed_form(replace(config, reduction="mean"), data, 3)
+    np.testing.assert_allclose(found / by_mean, 8, rtol=1e-12)

@@ -20,7 +20,7 @@ import yaml
 from vgjax import cli, history, optim, parallel, records, show
 from vgjax.cli import main, parse
 from vgjax.config import Config, Hypers
-from vgjax.data import EMBEDDED, load
+from vgjax.data import DATASETS, EMBEDDED, load
 from vgjax.settings import Settings, parse_seeds, read_settings, seeds_as_words
 
 COMMAND = [sys.executable, "-m", "vgjax"]
@@ -303,7 +303,7 @@ def test_show_takes_the_config_of_a_run(capsys):
 @pytest.mark.parametrize("name", EMBEDDED)
 def test_known_sizes_are_those_of_the_data(name):
     data = load(name)
-    assert cli.SIZES[name] == (data.train_inputs.shape[1], data.classes)
+    assert (DATASETS[name].features, DATASETS[name].classes) == (data.train_inputs.shape[1], data.classes)
 
 
 def test_list_names_everything_with_its_source(capsys):

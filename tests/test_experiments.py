@@ -10,8 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from experiments.__main__ import EXPERIMENTS
-from experiments.reproduction import Options, Within, row, runs_folder
+from experiments.__main__ import EXPERIMENTS, _prepare_jax
+from experiments.options import Options
+from experiments.reproduction import Within, row, runs_folder
 from vgjax.analysis import Estimate
 
 ROW = {
@@ -82,6 +83,32 @@ def test_page_is_self_contained_and_has_every_figure(smoke: tuple) -> None:
     for name in pictures:
         assert (out / "figures" / f"{name}.svg").stat().st_size > 1000
         assert (out / "figures" / f"{name}.csv").stat().st_size > 100
+
+
+def test_help_waits_for_nothing() -> None:
+    """--help imports neither JAX nor matplotlib."""
+    command = [sys.executable, "-X", "importtime", "-m", "experiments", "--help"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    imported = {line.rpartition("|")[2].strip() for line in done.stderr.splitlines()}
+    assert done.returncode == 0 and "--smoke" in done.stdout
+    assert "tyro" in imported and not imported & {"jax", "matplotlib", "tensorflow"}
+
+
+@pytest.mark.parametrize(
+    ("smoke", "flags", "expected"),
+    [
+        (True, "", "--xla_backend_optimization_level=0"),
+        (True, "--xla_a=1", "--xla_a=1 --xla_backend_optimization_level=0"),
+        (True, "--xla_backend_optimization_level=2", "--xla_backend_optimization_level=2"),
+        (False, "", ""),
+    ],
+)
+def test_smoke_runs_compile_without_optimising(monkeypatch, smoke: bool, flags: str, expected: str) -> None:
+    """Only smoke runs do, and never against what the user has set."""
+    monkeypatch.setenv("XLA_FLAGS", flags)
+    monkeypatch.setenv("JAX_NUM_CPU_DEVICES", "1")
+    _prepare_jax(smoke)
+    assert os.environ["XLA_FLAGS"] == expected
 
 
 def test_unknown_experiment_is_one_line_and_status_2(tmp_path: Path) -> None:

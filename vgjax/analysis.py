@@ -1,4 +1,4 @@
-"""What a history says, in numbers: means with intervals over seeds, ratios between layers, histograms."""
+"""What a history says, in numbers: means with intervals over seeds, ratios, histograms; and the theory beside it."""
 
 from __future__ import annotations
 
@@ -7,6 +7,10 @@ from typing import NamedTuple
 import numpy as np
 import xarray as xr
 from scipy import stats as scipy_stats
+
+from vgjax import batches, theory
+from vgjax.config import Config
+from vgjax.data import Dataset
 
 
 class Estimate(NamedTuple):
@@ -74,3 +78,34 @@ def magnitude_histogram(history: xr.Dataset, name: str) -> xr.DataArray:
     shares = (negative + positive) / counts.sum(-1, keepdims=True)
     dims = (*history[name].dims[:-1], "octave")
     return xr.DataArray(shares, dims=dims, coords={"exponent": ("octave", np.arange(1, 255) - 127)})
+
+
+def closed_form(config: Config, data: Dataset, n_batches: int = 4) -> np.ndarray:
+    """√E[RMS²] of every layer's weight gradient at step 1 by the closed form, over random batches of a replica.
+
+    Args:
+      config: a plain network, and its scaling, batch_size, replicas and reduction.
+      data: what the batches are drawn from.
+      n_batches: how many (by one generator, seed 0).
+
+    Returns:
+      [layers], in the units of `gradient_rms`.
+    """
+    train, _ = batches.arrays(data, config)
+    inputs, labels, shift, scale = map(np.asarray, train)
+    widths = (inputs.shape[1], *config.hidden, data.classes)
+    rng = np.random.default_rng(0)
+    squares = []
+    for _ in range(n_batches):
+        batch = rng.choice(len(labels), config.batch_size // config.replicas, replace=False)
+        rms = theory.predicted_weight_gradient_rms(
+            (inputs[batch].astype(np.float64) - shift) * scale,
+            labels[batch],
+            widths,
+            config.activation,
+            config.initializer,
+            config.output_initializer,
+            reduction=config.reduction,
+        )
+        squares.append(rms**2)
+    return np.sqrt(np.mean(squares, axis=0))

@@ -31,19 +31,6 @@ STOPPED = 130
 DEFAULTS = Settings()
 DESCRIPTION = "See how the gradient signal fares, layer by layer: measured, predicted by theory, and explained."
 
-# (features, classes) of data sets whose network can be shown without having them at hand.
-SIZES = {
-    "iris": (4, 3),
-    "iris_petal": (2, 3),
-    "digits": (64, 10),
-    "mnist": (784, 10),
-    "fashion_mnist": (784, 10),
-    "kmnist": (784, 10),
-    "cifar10": (3072, 10),
-    "cifar100": (3072, 100),
-    "svhn_cropped": (3072, 10),
-}
-
 Folder = Annotated[Path | None, arg(metavar="DIR")]
 File = Annotated[Path | None, arg(metavar="FILE")]
 Count = Annotated[int | None, arg(metavar="INT")]
@@ -145,7 +132,7 @@ class Show:
         check_names(self.config)
         features, classes = self.features, self.classes
         if not (features and classes):
-            own = SIZES.get(str(self.config.dataset)) or _sizes(self.config.dataset, self.data_dir)
+            own = _sizes(self.config.dataset, self.data_dir)
             features, classes = features or own[0], classes or own[1]
         print_network(describe(self.config, features, classes), features)
 
@@ -300,8 +287,10 @@ def _new_folder(config: Config) -> Path:
 
 
 def _sizes(dataset: Any, data_dir: Path | None) -> tuple[int, int]:
-    from vgjax.data import DataUnavailable, load
+    from vgjax.data import DATASETS, DataUnavailable, load
 
+    if row := DATASETS.get(str(dataset)):
+        return row.features, row.classes
     try:
         found = load(dataset, data_dir)
     except DataUnavailable:

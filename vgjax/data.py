@@ -448,15 +448,36 @@ def _read(path: Path, name: str, keys: tuple[str, ...] = ()) -> tuple[dict[str, 
 
 EMBEDDED = ("iris", "iris_petal", "digits")
 
-DATASETS: dict[str, Entry] = {
-    "iris": Entry(lambda *_: iris(), "150 flowers, 4 lengths [cm], 3 species", "scikit-learn; Fisher 1936"),
-    "iris_petal": Entry(
-        lambda *_: iris("iris_petal", slice(2, 4)), "iris, petal length and width alone", "scikit-learn; Fisher 1936"
+
+@dataclass(frozen=True)
+class Row(Entry):
+    """A data set whose size is known without having it at hand."""
+
+    features: int
+    classes: int
+
+
+DATASETS: dict[str, Row] = {
+    "iris": Row(lambda *_: iris(), "150 flowers, 4 lengths [cm], 3 species", "scikit-learn; Fisher 1936", 4, 3),
+    "iris_petal": Row(
+        lambda *_: iris("iris_petal", slice(2, 4)),
+        "iris, petal length and width alone",
+        "scikit-learn; Fisher 1936",
+        2,
+        3,
     ),
-    "digits": Entry(lambda *_: digits(), "1797 digits of 8×8, 10 classes", "scikit-learn; Alpaydin & Kaynak 1998, UCI"),
-    "mnist": Entry(partial(tfds_set, "mnist"), "70000 digits of 28×28, 10 classes", "TFDS; LeCun et al. 1998"),
-    "fashion_mnist": Entry(
-        partial(tfds_set, "fashion_mnist"), "70000 garments of 28×28, 10 classes", "TFDS; Xiao et al. 2017, 1708.07747"
+    "digits": Row(
+        lambda *_: digits(), "1797 digits of 8×8, 10 classes", "scikit-learn; Alpaydin & Kaynak 1998, UCI", 64, 10
     ),
-    "cifar10": Entry(partial(tfds_set, "cifar10"), "60000 photographs of 32×32×3, 10 classes", "TFDS; Krizhevsky 2009"),
+    "mnist": Row(partial(tfds_set, "mnist"), "70000 digits of 28×28, 10 classes", "TFDS; LeCun et al. 1998", 784, 10),
+    "fashion_mnist": Row(
+        partial(tfds_set, "fashion_mnist"),
+        "70000 garments of 28×28, 10 classes",
+        "TFDS; Xiao et al. 2017, 1708.07747",
+        784,
+        10,
+    ),
+    "cifar10": Row(
+        partial(tfds_set, "cifar10"), "60000 photographs of 32×32×3, 10 classes", "TFDS; Krizhevsky 2009", 3072, 10
+    ),
 }

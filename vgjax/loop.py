@@ -16,12 +16,14 @@ import numpy as np
 import xarray as xr
 
 from vgjax import batches, history, parallel
+from vgjax.batches import Arrays
 from vgjax.cadence import steps_of
 from vgjax.checks import check_names
 from vgjax.config import Config, Hypers, check_hypers
 from vgjax.data import Dataset, load
 from vgjax.families import kept
 from vgjax.folder import RunFolder
+from vgjax.initializers import is_data_dependent
 from vgjax.layers import weight_groups
 from vgjax.model import Variables
 from vgjax.names import text_of
@@ -110,7 +112,6 @@ def run(
     most = max(len(chunk.recorded) for chunk in chunks)
     shared = Shared(train, validation, _plan_arrays(chunks[0], most))
     state = _first_state(program, shared, lanes, variables)  # what can be refused is refused before a file is written
-    shared, (lanes, state) = parallel.place(where, shared, (lanes, state))
     disk = None
     if folder is not None:
         about = {"config": config, "hypers": settings, "seeds": seeds, "data": dataset.source}
@@ -135,17 +136,16 @@ def _train(
 ) -> Result:
     where = program.where
     most = shared.plan.gaps.shape[0] - 1
-    one_lane = jax.eval_shape(lambda x: jax.tree.map(lambda leaf: leaf[0], parallel.gather(where, x)), state)
-    layers = layer_shapes(program.config, one_lane.variables["params"])
+    layers = layer_shapes(program.config, jax.tree.map(lambda x: x[0], state.variables["params"]))
     done = 0
     parts: list[xr.Dataset] = []
     if disk:
-        done, whole, parts = disk.resume(parallel.gather(where, (lanes, state)), tensorboard)
-        _, (lanes, state) = parallel.place(where, (), whole)
+        done, (lanes, state), parts = disk.resume((lanes, state), tensorboard)
     chunk_program = _chunk_program(_without_start(program), _lane_bytes(state, len(coordinates["seed"])))
+    shared, (lanes, state) = parallel.place(where, shared, (lanes, state))
 
     def land(chunk: Chunk, state: State, records: dict, evaluation: dict) -> None:
-        records, evaluation = jax.device_get(parallel.gather(where, (records, evaluation)))
+        records, evaluation = parallel.gather(where, (records, evaluation))
         part = history.chunk(
             coordinates, layers, chunk.recorded, records, chunk.stop, evaluation, program.steps_per_epoch
         )
@@ -215,7 +215,7 @@ def _plan_arrays(chunk: Chunk, most: int) -> Plan:
     borders = [chunk.start - 1, *chunk.recorded, chunk.stop]
     gaps = [after - before - 1 for before, after in itertools.pairwise(borders)]
     gaps += [0] * (most + 1 - len(gaps))
-    return Plan(jnp.int32(chunk.start), jnp.array(gaps, jnp.int32), jnp.int32(len(chunk.recorded)))
+    return Plan(*(jnp.asarray(np.array(x, np.int32)) for x in (chunk.start, gaps, len(chunk.recorded))))
 
 
 def _lanes(settings: list[Hypers], seeds: list[int], replicas: int) -> tuple[Lane, dict[str, np.ndarray]]:
@@ -227,20 +227,23 @@ def _lanes(settings: list[Hypers], seeds: list[int], replicas: int) -> tuple[Lan
         **columns,
     }
     lanes = Lane(
-        Hypers(*(jnp.asarray(columns[name], jnp.float32) for name in Hypers._fields)),  # type: ignore[arg-type]
-        jax.vmap(jax.random.key)(jnp.array([seed for _, seed, _ in rows], jnp.uint32)),
-        jnp.array([replica for _, _, replica in rows], jnp.int32),
+        Hypers(*(columns[name].astype(np.float32) for name in Hypers._fields)),  # type: ignore[arg-type]
+        jax.vmap(jax.random.key)(coordinates["seed"].astype(np.uint32)),
+        coordinates["replica"].astype(np.int32),  # type: ignore[arg-type]
     )
     return lanes, coordinates
 
 
 def _first_state(program: Program, shared: Shared, lanes: Lane, variables: Variables | None) -> State:
+    """On the host, [lanes, …]."""
     if variables is not None:
-        return _start_program(program, fresh_state)(shared, (lanes, variables))
+        return jax.device_get(_start_program(program, fresh_state)(shared, (lanes, variables)))
     replicas = program.config.replicas
     starts = jax.tree.map(lambda x: x[::replicas], lanes)  # replicas start alike
-    state = _start_program(_start_only(program), initial_state)(shared, starts)
-    return jax.tree.map(lambda x: jnp.repeat(x, replicas, axis=0), state)
+    program, train = _start_only(program, shared.train)
+    unseen: Any = None
+    state = jax.device_get(_start_program(program, initial_state)(Shared(train, unseen, unseen), starts))
+    return jax.tree.map(lambda x: x.repeat(replicas, axis=0), state)
 
 
 @functools.lru_cache(maxsize=64)
@@ -248,21 +251,27 @@ def _start_program(program: Program, start: Callable[..., State]) -> Callable[..
     return parallel.start_program(functools.partial(start, program))
 
 
-def _start_only(program: Program) -> Program:
-    """The program less what does not matter to the first state, so that runs which start alike share one compile."""
+def _start_only(program: Program, train: Arrays) -> tuple[Program, Arrays]:
+    """Program and data less what does not matter to the first state, so that runs which start alike share a compile."""
+    config = program.config
     later: dict[str, Any] = {
         "dataset": "",
+        "scaling": "auto",
+        "holdout": 0,
         "epochs": 1,
         "steps": 0,
+        "shuffle": config.shuffle if config.shuffle == "never" else "once",  # epoch 0 is the same
         "replicas": 1,
         "reduction": "mean",
         "cadence": "epoch",
         "record": (),
         "record_layers": ("*",),
     }
-    shuffle = program.config.shuffle if program.config.shuffle == "never" else "once"  # epoch 0 is the same
-    where = parallel.Layout(1, "lanes")
-    return program._replace(config=dataclasses.replace(program.config, shuffle=shuffle, **later), where=where)
+    if not any(map(is_data_dependent, (config.initializer, config.output_initializer or config.initializer))):
+        later |= {"batch_size": 1, "shuffle": "never", "last_batch": "drop"}  # one blank example gives the shapes
+        train = jax.tree.map(lambda x: np.zeros((1, *x.shape[1:]), x.dtype), train)
+    config, where = dataclasses.replace(config, **later), parallel.Layout(1, "lanes")
+    return Program(config, program.classes, len(train.labels), where), train
 
 
 @functools.lru_cache(maxsize=64)
@@ -271,8 +280,18 @@ def _chunk_program(program: Program, lane_bytes: int) -> Callable[..., Any]:
 
 
 def _without_start(program: Program) -> Program:
-    """The program less what matters to the first state only, so that settings which differ there share one compile."""
-    start: dict[str, Any] = {"dataset": "", "initializer": "lecun_normal", "output_initializer": ""}
+    """The program less what matters to data, first state or plan alone: settings that differ there share a compile."""
+    start: dict[str, Any] = {
+        "dataset": "",
+        "scaling": "auto",
+        "holdout": 0,
+        "cadence": "epoch",
+        "output_initializer": "",
+    }
+    if not is_data_dependent(program.config.initializer):  # which keeps layers apart
+        start |= {"initializer": "lecun_normal"}
+    if program.config.schedule == "constant":  # of any length
+        start |= {"epochs": 1, "steps": 0}
     return program._replace(config=dataclasses.replace(program.config, **start))
 
 

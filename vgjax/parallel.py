@@ -12,6 +12,7 @@ from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 AXIS = "device"
 
@@ -91,6 +92,8 @@ def whole_batch(where: Layout, tree: Any, axis: int) -> Any:
 def place(where: Layout, shared: Any, lanes: Any) -> tuple[Any, Any]:
     """Put what is shared, and the lanes [n_lanes, …], where `program` wants them, so that no call moves or recompiles.
 
+    Lanes are best on the host: there a reshape costs nothing, and on a device it is a program a shape.
+
     Returns:
       shared, replicated; and lanes as [devices, n_lanes / devices, …], or replicated where the batch is sharded.
     """
@@ -103,7 +106,8 @@ def place(where: Layout, shared: Any, lanes: Any) -> tuple[Any, Any]:
 
 
 def gather(where: Layout, lanes: Any) -> Any:
-    """Placed lanes, or results, back as [n_lanes, …]."""
+    """Placed lanes, or results, back on the host as [n_lanes, …]."""
+    lanes = jax.device_get(lanes)
     if where.shard == "batch":
         return lanes
     return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), lanes)
@@ -133,7 +137,9 @@ def program(where: Layout, one_lane: Callable[..., Any], lane_bytes: int) -> Cal
 
     axis = 0 if where.shard == "lanes" else None
     compiled = jax.pmap(all_lanes, axis_name=AXIS, in_axes=(0, None, axis), out_axes=axis, devices=_devices(where))
-    numbers = jax.device_put(jnp.arange(where.n_devices), _split(where))  # pmap wants something to map over
+    numbers = jax.device_put(
+        np.arange(where.n_devices, dtype=np.int32), _split(where)
+    )  # pmap wants something to map over
     return partial(compiled, numbers)
 
 

@@ -1,0 +1,29 @@
+"""What `python -m experiments` can be asked for; light, so that its `--help` waits for nothing."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+from tyro.conf import Positional
+
+
+@dataclass(frozen=True)
+class Options:
+    """Reproduce the documents and papers, each quantity with its published value, prediction, interval and verdict."""
+
+    names: Annotated[tuple[str, ...], Positional] = ()
+    """Which experiments; none: all of them."""
+    out: Path = Path("reproduction")
+    """Where results go [folder]."""
+    smoke: bool = False
+    """Every step of every experiment in seconds: tests the code, reproduces nothing."""
+    full: bool = False
+    """Training from 8 seeds instead of 3."""
+    resume: bool = False
+    """Go on with an interrupted reproduction; otherwise earlier runs of the same experiments in --out are replaced."""
+    data_dir: Path | None = None
+    """Where prepared data are kept [folder]."""
+    manual_dir: Path | None = None
+    """Original files of the data sets, a folder each [folder]."""
