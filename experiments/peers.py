@@ -6,6 +6,7 @@ on the CPU, with threads, oneDNN and all else at their defaults. Neither is impo
 
 What is trained is a vgjax `Config`; what these programs do not do is refused. Seconds are those of a whole run: a new
 network, its optimizer, training and, where it is watched, the event files closed; not imports, and not the warm-up.
+Only Keras's `fit` on a model that is traced already is a part of one.
 """
 
 from __future__ import annotations
