@@ -21,6 +21,7 @@ from vgjax.cadence import steps_of
 from vgjax.checks import check_names
 from vgjax.config import Config, Hypers, check_hypers
 from vgjax.data import Dataset, load
+from vgjax.divergence import NOWHERE, describe, first_bad
 from vgjax.families import kept
 from vgjax.folder import RunFolder
 from vgjax.initializers import is_data_dependent
@@ -123,6 +124,82 @@ def run(
             disk.close()
 
 
+class _Flight(NamedTuple):
+    """A chunk that the devices are working on."""
+
+    chunk: Chunk
+    plan: Plan
+    before: State
+    after: tuple[State, dict, dict]
+
+
+class _Landing:
+    """What becomes of a finished chunk: history, records, checkpoint, and a closer look where a lane diverged."""
+
+    def __init__(
+        self,
+        program: Program,
+        shared: Shared,
+        lanes: Lane,
+        coordinates: dict[str, np.ndarray],
+        params: Any,
+        disk: RunFolder | None,
+        parts: list[xr.Dataset],
+        progress: Callable[[xr.Dataset, int], None] | None,
+    ):
+        self.program, self.shared, self.lanes, self.coordinates = program, shared, lanes, coordinates
+        self.disk, self.parts, self.progress = disk, parts, progress
+        self.all_layers = [name for group in weight_groups(params) for name in group.names]
+        self.layers = layer_shapes(program.config, params)
+        self.divergence = [
+            {name: parts[-1][name].values[i] for name in NOWHERE} if parts else NOWHERE
+            for i in range(len(coordinates["seed"]))
+        ]
+
+    def diverged(self) -> np.ndarray:
+        """Which lanes have left the finite numbers, bool [lanes]."""
+        return np.array([place["first_bad_step"] >= 0 for place in self.divergence])
+
+    def land(self, flight: _Flight, is_last: bool) -> None:
+        """Wait for a chunk, and keep what it brings."""
+        program, chunk = self.program, flight.chunk
+        state, *found = flight.after
+        records, evaluation = parallel.gather(program.where, found)
+        suspects = ~np.isfinite(evaluation["train_loss"] + evaluation["validation_loss"]) & ~self.diverged()
+        if suspects.any():
+            self._look_closer(flight, np.flatnonzero(suspects))
+        part = history.chunk(
+            self.coordinates,
+            self.layers,
+            chunk.recorded,
+            records,
+            chunk.stop,
+            evaluation,
+            program.steps_per_epoch,
+            self.divergence,
+        )
+        self.parts.append(part)
+        if self.disk:
+            self.disk.write(part)
+        stop = None
+        try:
+            if self.progress:
+                self.progress(part, program.total_steps)
+        except KeyboardInterrupt as asked:  # what has landed is kept
+            stop = asked
+        if self.disk and (stop or is_last or self.disk.wants_checkpoint()):
+            self.disk.save(chunk.stop, parallel.gather(program.where, (self.lanes, state)))
+        if stop:
+            raise stop
+
+    def _look_closer(self, flight: _Flight, suspects: np.ndarray) -> None:
+        closer = _divergence_program(*_compiled(self.program, flight.before, len(self.divergence)))
+        found = closer(self.shared._replace(plan=flight.plan), (self.lanes, flight.before))
+        steps, bad = parallel.gather(self.program.where, found)
+        for i in suspects:
+            self.divergence[i] = describe(steps[i], bad[i], self.all_layers)
+
+
 def _train(
     program: Program,
     chunks: list[Chunk],
@@ -136,44 +213,27 @@ def _train(
 ) -> Result:
     where = program.where
     most = shared.plan.gaps.shape[0] - 1
-    layers = layer_shapes(program.config, jax.tree.map(lambda x: x[0], state.variables["params"]))
+    params = jax.tree.map(lambda x: x[0], state.variables["params"])
     done = 0
     parts: list[xr.Dataset] = []
     if disk:
         done, (lanes, state), parts = disk.resume((lanes, state), tensorboard)
-    chunk_program = _chunk_program(_without_start(program), _lane_bytes(state, len(coordinates["seed"])))
+    chunk_program = _chunk_program(*_compiled(program, state, len(coordinates["seed"])))
     shared, (lanes, state) = parallel.place(where, shared, (lanes, state))
-
-    def land(chunk: Chunk, state: State, records: dict, evaluation: dict) -> None:
-        records, evaluation = parallel.gather(where, (records, evaluation))
-        part = history.chunk(
-            coordinates, layers, chunk.recorded, records, chunk.stop, evaluation, program.steps_per_epoch
-        )
-        parts.append(part)
-        if disk:
-            disk.write(part)
-        stop = None
-        try:
-            if progress:
-                progress(part, program.total_steps)
-        except KeyboardInterrupt as asked:  # what has landed is kept
-            stop = asked
-        if disk and (stop or chunk is chunks[-1] or disk.wants_checkpoint()):
-            disk.save(chunk.stop, parallel.gather(where, (lanes, state)))
-        if stop:
-            raise stop
-
-    in_flight = None
+    landing = _Landing(program, shared, lanes, coordinates, params, disk, parts, progress)
+    flight: _Flight | None = None
     for chunk in chunks:
         if chunk.start < done:
             continue
+        if landing.diverged().all():  # nothing is left that could be learnt
+            break
         now, _ = parallel.place(where, _plan_arrays(chunk, most), ())
-        state, records, evaluation = chunk_program(shared._replace(plan=now), (lanes, state))
-        if in_flight:  # the devices work on this chunk while the one before lands
-            land(*in_flight)
-        in_flight = chunk, state, records, evaluation
-    if in_flight:
-        land(*in_flight)
+        after = chunk_program(shared._replace(plan=now), (lanes, state))
+        if flight:  # the devices work on this chunk while the one before lands
+            landing.land(flight, is_last=False)
+        flight, state = _Flight(chunk, now, state, after), after[0]
+    if flight:
+        landing.land(flight, is_last=True)
     whole_history = history.join(parts)
     if disk:
         disk.finish(whole_history)
@@ -277,6 +337,16 @@ def _start_only(program: Program, train: Arrays) -> tuple[Program, Arrays]:
 @functools.lru_cache(maxsize=64)
 def _chunk_program(program: Program, lane_bytes: int) -> Callable[..., Any]:
     return parallel.program(program.where, functools.partial(run_chunk, program), lane_bytes)
+
+
+@functools.lru_cache(maxsize=64)
+def _divergence_program(program: Program, lane_bytes: int) -> Callable[..., Any]:
+    return parallel.program(program.where, functools.partial(first_bad, program), lane_bytes)
+
+
+def _compiled(program: Program, state: State, n_lanes: int) -> tuple[Program, int]:
+    """What a run's programs are compiled for."""
+    return _without_start(program), _lane_bytes(state, n_lanes)
 
 
 def _without_start(program: Program) -> Program:

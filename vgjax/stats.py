@@ -239,6 +239,11 @@ def cosine(a: jax.Array, b: jax.Array) -> jax.Array:
     return _sum(a * b) / (jnp.sqrt(_sum(jnp.square(a))) * jnp.sqrt(_sum(jnp.square(b))))
 
 
+def any_bad(groups: Sequence[Group]) -> jax.Array:
+    """Whether anything is NaN or infinite in each layer, bool [layers]."""
+    return _each(lambda x: ~jnp.all(jnp.isfinite(x)), groups)
+
+
 def histograms(groups: Sequence[Group], mask: jax.Array | None = None) -> jax.Array:
     """A signed log₂ histogram of each layer, int32 [layers, N_BINS]; see `log2_bin`.
 
