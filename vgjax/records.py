@@ -142,9 +142,9 @@ def _events(run: xr.Dataset) -> list[tuple[int, dict[str, Any], dict[str, np.nda
             scalars = {tag: values[name][i] for name, tag in tags.items()}
             histograms = {}
             for name in binned:
-                bins = values[name][i], values["bin_left"], values["bin_right"]
-                histograms[name] = tensorboard_histogram(*bins)
-                scalars |= _not_finite(name.partition("_")[0], *bins)
+                counts, left = values[name][i], values["bin_left"]
+                histograms[name] = tensorboard_histogram(counts, left, values["bin_right"])
+                scalars |= _not_finite(name.partition("_")[0], counts, left)
             events.append((int(step), scalars, histograms))
     return events
 
@@ -158,11 +158,11 @@ def _tag(name: str, run: xr.Dataset) -> str:
     return f"{'epoch' if 'evaluation' in run[name].dims else 'step'}/{name}"
 
 
-def _not_finite(family: str, counts: np.ndarray, left: np.ndarray, right: np.ndarray) -> dict[str, int]:
+def _not_finite(family: str, counts: np.ndarray, left: np.ndarray) -> dict[str, int]:
     """How many NaN and infinities a histogram counts; nothing where there are none."""
     found = {
         "nan_count": counts[np.isnan(left)].sum(),
-        "infinity_count": counts[np.isinf(left) & np.isinf(right)].sum(),
+        "infinity_count": counts[np.isinf(left)].sum(),
     }
     return {f"{family}/{name}": count for name, count in found.items() if count}
 
