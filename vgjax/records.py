@@ -81,7 +81,7 @@ class Records:
         for lane in lanes:
             name, one = lane_name(part, lane), part.isel(lane=lane)
             self._write_run(name, one.drop_dims("layer", errors="ignore"))
-            layered = one[[variable for variable, v in one.data_vars.items() if "layer" in v.dims]]
+            layered = one[[variable for variable in one.data_vars if "layer" in one.variables[variable].dims]]
             for i, layer in enumerate(layered["layer"].values if layered else ()):
                 self._write_run(f"{name}/{layer}", layered.isel(layer=i))
             if lane == 0:
@@ -134,10 +134,11 @@ def _open_writer(folder: Path) -> Any:
 def _events(run: xr.Dataset) -> list[tuple[int, dict[str, Any], dict[str, np.ndarray]]]:
     """(step, scalars, histograms) of every record and evaluation of one lane, or of one layer of it."""
     values = {str(name): v.values for name, v in run.variables.items()}
+    dims = {str(name): run.variables[name].dims for name in run.data_vars}  # quicker than the items of data_vars
     events = []
     for dimension, clock in (("record", "step"), ("evaluation", "evaluated_at")):
-        tags = {str(n): _tag(str(n), run) for n, v in run.data_vars.items() if v.dims == (dimension,)}
-        binned = [str(n) for n, v in run.data_vars.items() if v.dims == (dimension, "bin")]
+        tags = {name: _tag(name, dimension, "layer" in values) for name in dims if dims[name] == (dimension,)}
+        binned = [name for name in dims if dims[name] == (dimension, "bin")]
         for i, step in enumerate(values[clock] if tags or binned else ()):
             scalars = {tag: values[name][i] for name, tag in tags.items()}
             histograms = {}
@@ -149,13 +150,13 @@ def _events(run: xr.Dataset) -> list[tuple[int, dict[str, Any], dict[str, np.nda
     return events
 
 
-def _tag(name: str, run: xr.Dataset) -> str:
+def _tag(name: str, dimension: str, layered: bool) -> str:
     for group, names in FIRST_PAGE.items():
         if name in names:
             return f"{group}/{name}"
-    if "layer" in run.coords:
+    if layered:
         return name.replace("_", "/", 1)
-    return f"{'epoch' if 'evaluation' in run[name].dims else 'step'}/{name}"
+    return f"{'epoch' if dimension == 'evaluation' else 'step'}/{name}"
 
 
 def _not_finite(family: str, counts: np.ndarray, left: np.ndarray) -> dict[str, int]:
