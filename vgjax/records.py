@@ -37,6 +37,8 @@ class Records:
         self._log: tuple[Any, Callable[[], None]] | None = None
         shutil.rmtree(folder / "tensorboard", ignore_errors=True)
         (folder / "train.log").unlink(missing_ok=True)
+        if which != "none":
+            self._queue.submit(_metric_writers)
         for part in so_far:
             self.write(part)
 
@@ -77,13 +79,18 @@ def lane_name(part: xr.Dataset, lane: int) -> str:
     return f"lane_{lane:03d}_seed_{int(part['seed'].values[lane])}_replica_{int(part['replica'].values[lane])}"
 
 
-def _open_writer(folder: Path, part: xr.Dataset, lane: int) -> Any:
+def _metric_writers() -> Any:
+    """CLU's; TensorFlow comes with them and takes seconds, so a run begins with this while it compiles."""
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")  # its notice is printed past the log level
     from clu import metric_writers
 
+    return metric_writers
+
+
+def _open_writer(folder: Path, part: xr.Dataset, lane: int) -> Any:
     name = lane_name(part, lane)
-    writer = metric_writers.SummaryWriter(str(folder / "tensorboard" / name))
+    writer = _metric_writers().SummaryWriter(str(folder / "tensorboard" / name))
     scalars = {str(k): float(v.values[lane]) for k, v in part.coords.items() if v.dims == ("lane",)}
     writer.write_hparams(scalars)
     return writer

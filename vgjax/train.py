@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import zlib
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -181,6 +182,7 @@ def run_chunk(program: Program, shared: Shared, lane_and_state: tuple[Lane, Stat
     plan, per_epoch = shared.plan, program.steps_per_epoch
     order = _order(program, lane, plan.start // per_epoch)
 
+    @partial(jax.jit, inline=True)  # traced once for all its uses
     def step(state: State, t: jax.Array) -> tuple[State, Outcome, View]:
         device = parallel.device_index(program.where)
         batch = batches.batch_at(
