@@ -6,6 +6,7 @@ import bisect
 import dataclasses
 import functools
 import itertools
+import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -110,15 +111,21 @@ def run(
     program = Program(config, dataset.classes, len(train.labels), where)
     chunks = plan(config, program.steps_per_epoch, program.total_steps)
     lanes, coordinates = _lanes(settings, seeds, config.replicas)
-    most = max(len(chunk.recorded) for chunk in chunks)
+    most = max(2, *(len(chunk.recorded) for chunk in chunks))  # no fewer than a last epoch's two
     shared = Shared(train, validation, _plan_arrays(chunks[0], most))
-    state = _first_state(program, shared, lanes, variables)  # what can be refused is refused before a file is written
+    start, arguments = _start(program, shared, lanes, variables)
+    like = jax.eval_shape(start, *arguments)
+    chunk_program = _chunk_program(_without_start(program), _lane_bytes(like))
+    if folder is None or not Path(folder).exists():  # else there may be nothing left to run
+        like = jax.tree.map(lambda x: jax.ShapeDtypeStruct((n_lanes, *x.shape[1:]), x.dtype), like)
+        chunk_program = parallel.compiling(chunk_program, where, shared, (lanes, like))
+    state = _first_state(start, arguments, n_lanes)  # what can be refused is refused before a file is written
     disk = None
     if folder is not None:
         about = {"config": config, "hypers": settings, "seeds": seeds, "data": dataset.source}
         disk = RunFolder.open(Path(folder), about, resume)
     try:
-        return _train(program, chunks, shared, lanes, state, coordinates, disk, tensorboard, progress)
+        return _train(program, chunk_program, chunks, shared, lanes, state, coordinates, disk, tensorboard, progress)
     finally:
         if disk:
             disk.close()
@@ -143,12 +150,14 @@ class _Landing:
         lanes: Lane,
         coordinates: dict[str, np.ndarray],
         params: Any,
+        lane_bytes: int,
         disk: RunFolder | None,
         parts: list[xr.Dataset],
         progress: Callable[[xr.Dataset, int], None] | None,
     ):
         self.program, self.shared, self.lanes, self.coordinates = program, shared, lanes, coordinates
         self.disk, self.parts, self.progress = disk, parts, progress
+        self.lane_bytes = lane_bytes
         self.all_layers = [name for group in weight_groups(params) for name in group.names]
         self.layers = layer_shapes(program.config, params)
         self.divergence = [
@@ -193,7 +202,7 @@ class _Landing:
             raise stop
 
     def _look_closer(self, flight: _Flight, suspects: np.ndarray) -> None:
-        closer = _divergence_program(*_compiled(self.program, flight.before, len(self.divergence)))
+        closer = _divergence_program(_without_start(self.program), self.lane_bytes)
         found = closer(self.shared._replace(plan=flight.plan), (self.lanes, flight.before))
         steps, bad = parallel.gather(self.program.where, found)
         for i in suspects:
@@ -202,6 +211,7 @@ class _Landing:
 
 def _train(
     program: Program,
+    chunk_program: Callable[..., Any],
     chunks: list[Chunk],
     shared: Shared,
     lanes: Lane,
@@ -213,14 +223,13 @@ def _train(
 ) -> Result:
     where = program.where
     most = shared.plan.gaps.shape[0] - 1
-    params = jax.tree.map(lambda x: x[0], state.variables["params"])
+    params, lane_bytes = jax.tree.map(lambda x: x[0], state.variables["params"]), _lane_bytes(state)
     done = 0
     parts: list[xr.Dataset] = []
     if disk:
         done, (lanes, state), parts = disk.resume((lanes, state), tensorboard)
-    chunk_program = _chunk_program(*_compiled(program, state, len(coordinates["seed"])))
     shared, (lanes, state) = parallel.place(where, shared, (lanes, state))
-    landing = _Landing(program, shared, lanes, coordinates, params, disk, parts, progress)
+    landing = _Landing(program, shared, lanes, coordinates, params, lane_bytes, disk, parts, progress)
     flight: _Flight | None = None
     for chunk in chunks:
         if chunk.start < done:
@@ -294,16 +303,22 @@ def _lanes(settings: list[Hypers], seeds: list[int], replicas: int) -> tuple[Lan
     return lanes, coordinates
 
 
-def _first_state(program: Program, shared: Shared, lanes: Lane, variables: Variables | None) -> State:
-    """On the host, [lanes, …]."""
+def _start(
+    program: Program, shared: Shared, lanes: Lane, variables: Variables | None
+) -> tuple[Callable[..., State], tuple[Shared, Any]]:
+    """What makes the first state, [lanes, …] or [lanes / replicas, …], and its arguments."""
     if variables is not None:
-        return jax.device_get(_start_program(program, fresh_state)(shared, (lanes, variables)))
-    replicas = program.config.replicas
-    starts = jax.tree.map(lambda x: x[::replicas], lanes)  # replicas start alike
+        return _start_program(program, fresh_state), (shared, (lanes, variables))
+    starts = jax.tree.map(lambda x: x[:: program.config.replicas], lanes)  # replicas start alike
     program, train = _start_only(program, shared.train)
     unseen: Any = None
-    state = jax.device_get(_start_program(program, initial_state)(Shared(train, unseen, unseen), starts))
-    return jax.tree.map(lambda x: x.repeat(replicas, axis=0), state)
+    return _start_program(program, initial_state), (Shared(train, unseen, unseen), starts)
+
+
+def _first_state(start: Callable[..., State], arguments: tuple[Shared, Any], n_lanes: int) -> State:
+    """On the host, [lanes, …]."""
+    state = jax.device_get(start(*arguments))
+    return jax.tree.map(lambda x: x.repeat(n_lanes // len(x), axis=0), state)
 
 
 @functools.lru_cache(maxsize=64)
@@ -329,6 +344,7 @@ def _start_only(program: Program, train: Arrays) -> tuple[Program, Arrays]:
     }
     if not any(map(is_data_dependent, (config.initializer, config.output_initializer or config.initializer))):
         later |= {"batch_size": 1, "shuffle": "never", "last_batch": "drop"}  # one blank example gives the shapes
+        later |= {"activation": "linear", "norm_epsilon": 1e-5, "norm_momentum": 0.99}
         train = jax.tree.map(lambda x: np.zeros((1, *x.shape[1:]), x.dtype), train)
     config, where = dataclasses.replace(config, **later), parallel.Layout(1, "lanes")
     return Program(config, program.classes, len(train.labels), where), train
@@ -342,11 +358,6 @@ def _chunk_program(program: Program, lane_bytes: int) -> Callable[..., Any]:
 @functools.lru_cache(maxsize=64)
 def _divergence_program(program: Program, lane_bytes: int) -> Callable[..., Any]:
     return parallel.program(program.where, functools.partial(first_bad, program), lane_bytes)
-
-
-def _compiled(program: Program, state: State, n_lanes: int) -> tuple[Program, int]:
-    """What a run's programs are compiled for."""
-    return _without_start(program), _lane_bytes(state, n_lanes)
 
 
 def _without_start(program: Program) -> Program:
@@ -365,8 +376,9 @@ def _without_start(program: Program) -> Program:
     return program._replace(config=dataclasses.replace(program.config, **start))
 
 
-def _lane_bytes(state: State, n_lanes: int) -> int:
-    return sum(leaf.nbytes for leaf in jax.tree.leaves(state)) // n_lanes
+def _lane_bytes(state: State) -> int:
+    """Of shapes [lanes, …]."""
+    return sum(math.prod(leaf.shape[1:]) * leaf.dtype.itemsize for leaf in jax.tree.leaves(state))
 
 
 def _batch_sizes(config: Config, n: int) -> tuple[int, ...]:

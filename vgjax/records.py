@@ -53,6 +53,8 @@ class Records:
         self._log: tuple[Any, Callable[[], None]] | None = None
         shutil.rmtree(folder / "tensorboard", ignore_errors=True)
         (folder / "train.log").unlink(missing_ok=True)
+        if which != "none":
+            self._queue.submit(_metric_writers)
         for part in so_far:
             self.write(part)
 
@@ -123,12 +125,17 @@ def _allow_open_files(more: int) -> None:
         resource.setrlimit(resource.RLIMIT_NOFILE, (wanted if hard < 0 else min(wanted, hard), hard))
 
 
-def _open_writer(folder: Path) -> Any:
+def _metric_writers() -> Any:
+    """CLU's; TensorFlow comes with them and takes seconds, so a run begins with this while it compiles."""
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")  # its notice is printed past the log level
     from clu import metric_writers
 
-    return metric_writers.SummaryWriter(str(folder))
+    return metric_writers
+
+
+def _open_writer(folder: Path) -> Any:
+    return _metric_writers().SummaryWriter(str(folder))
 
 
 def _events(run: xr.Dataset) -> list[tuple[int, dict[str, Any], dict[str, np.ndarray]]]:

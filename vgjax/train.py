@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -176,6 +177,7 @@ def stepper(program: Program, shared: Shared, lane: Lane, start: jax.Array) -> C
     per_epoch = program.steps_per_epoch
     order = _order(program, lane, start // per_epoch)
 
+    @partial(jax.jit, inline=True)  # traced once for all its uses
     def step(state: State, t: jax.Array) -> tuple[State, Outcome, View]:
         device = parallel.device_index(program.where)
         batch = batches.batch_at(
