@@ -238,7 +238,7 @@ def test_nothing_is_compiled_twice(eight_lanes):
 
 
 def test_a_new_program_is_compiled_once(eight_lanes):
-    """Another activation: the same first state, and one program of steps, made ahead and not again in the call."""
+    """Another activation: the same first state, and one program of steps."""
     before = len(COMPILED)
     run(changed(activation="elu"), SETTINGS, 4, dataset=small.dataset())
     assert len(COMPILED) == before + 1

@@ -216,7 +216,7 @@ def test_the_log_has_every_evaluation(folder):
 def test_the_folder_holds_nothing_else(folder):
     """Merged history, tables, and no temporary files."""
     names = {path.name for path in folder.iterdir()}
-    tables = {"statistics.csv", "evaluations.csv"}
+    tables = {"statistics.csv", "evaluations.csv", "lanes.csv"}
     made = {"config.yaml", "environment.json", "history.nc", "tensorboard", "train.log", "checkpoints"}
     assert names == made | tables
 

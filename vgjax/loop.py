@@ -113,19 +113,13 @@ def run(
     lanes, coordinates = _lanes(settings, seeds, config.replicas)
     most = max(2, *(len(chunk.recorded) for chunk in chunks))  # no fewer than a last epoch's two
     shared = Shared(train, validation, _plan_arrays(chunks[0], most))
-    start, arguments = _start(program, shared, lanes, variables)
-    like = jax.eval_shape(start, *arguments)
-    chunk_program = _chunk_program(_without_start(program), _lane_bytes(like))
-    if folder is None or not Path(folder).exists():  # else there may be nothing left to run
-        like = jax.tree.map(lambda x: jax.ShapeDtypeStruct((n_lanes, *x.shape[1:]), x.dtype), like)
-        chunk_program = parallel.compiling(chunk_program, where, shared, (lanes, like))
-    state = _first_state(start, arguments, n_lanes)  # what can be refused is refused before a file is written
+    state = _first_state(program, shared, lanes, variables)  # what can be refused is refused before a file is written
     disk = None
     if folder is not None:
         about = {"config": config, "hypers": settings, "seeds": seeds, "data": dataset.source}
         disk = RunFolder.open(Path(folder), about, resume)
     try:
-        return _train(program, chunk_program, chunks, shared, lanes, state, coordinates, disk, tensorboard, progress)
+        return _train(program, chunks, shared, lanes, state, coordinates, disk, tensorboard, progress)
     finally:
         if disk:
             disk.close()
@@ -211,7 +205,6 @@ class _Landing:
 
 def _train(
     program: Program,
-    chunk_program: Callable[..., Any],
     chunks: list[Chunk],
     shared: Shared,
     lanes: Lane,
@@ -229,6 +222,7 @@ def _train(
     if disk:
         done, (lanes, state), parts = disk.resume((lanes, state), tensorboard)
     shared, (lanes, state) = parallel.place(where, shared, (lanes, state))
+    chunk_program = _chunk_program(_without_start(program), lane_bytes)
     landing = _Landing(program, shared, lanes, coordinates, params, lane_bytes, disk, parts, progress)
     flight: _Flight | None = None
     for chunk in chunks:
@@ -303,22 +297,16 @@ def _lanes(settings: list[Hypers], seeds: list[int], replicas: int) -> tuple[Lan
     return lanes, coordinates
 
 
-def _start(
-    program: Program, shared: Shared, lanes: Lane, variables: Variables | None
-) -> tuple[Callable[..., State], tuple[Shared, Any]]:
-    """What makes the first state, [lanes, …] or [lanes / replicas, …], and its arguments."""
+def _first_state(program: Program, shared: Shared, lanes: Lane, variables: Variables | None) -> State:
+    """On the host, [lanes, …]."""
     if variables is not None:
-        return _start_program(program, fresh_state), (shared, (lanes, variables))
-    starts = jax.tree.map(lambda x: x[:: program.config.replicas], lanes)  # replicas start alike
+        return jax.device_get(_start_program(program, fresh_state)(shared, (lanes, variables)))
+    replicas = program.config.replicas
+    starts = jax.tree.map(lambda x: x[::replicas], lanes)  # replicas start alike
     program, train = _start_only(program, shared.train)
     unseen: Any = None
-    return _start_program(program, initial_state), (Shared(train, unseen, unseen), starts)
-
-
-def _first_state(start: Callable[..., State], arguments: tuple[Shared, Any], n_lanes: int) -> State:
-    """On the host, [lanes, …]."""
-    state = jax.device_get(start(*arguments))
-    return jax.tree.map(lambda x: x.repeat(n_lanes // len(x), axis=0), state)
+    state = jax.device_get(_start_program(program, initial_state)(Shared(train, unseen, unseen), starts))
+    return jax.tree.map(lambda x: x.repeat(replicas, axis=0), state)
 
 
 @functools.lru_cache(maxsize=64)
