@@ -7,6 +7,7 @@ first, and log₁₀ of the RMS stands beside the raw value.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import jax
@@ -27,14 +28,12 @@ Statistics = dict[str, jax.Array]
 
 def norm(x: jax.Array) -> jax.Array:
     """‖x‖₂ over all elements, right wherever the result is a float32 number: 2ᵏ · √Σ(x / 2ᵏ)², 2ᵏ just below max|x|."""
-    power, unit = _scaled(x)
-    return power * jnp.sqrt(_sum(jnp.square(unit)))
+    return _norm(_scaled, x)
 
 
 def rms(x: jax.Array) -> jax.Array:
     """‖x‖₂ / √n, the tutorial's statistic."""
-    power, unit = _scaled(x)
-    return power * jnp.sqrt(_sum(jnp.square(unit)) / x.size)
+    return _lengths(_scaled, x)["rms"]
 
 
 def norm_statistics(gradients: Any, stacked: str = "") -> Statistics:
@@ -47,17 +46,7 @@ def norm_statistics(gradients: Any, stacked: str = "") -> Statistics:
     Returns:
       {"gradient_norm", "gradient_rms", "gradient_log10_rms"}, each [layers].
     """
-    groups = weight_groups(gradients, stacked)
-    squares = _each(lambda g: _sum(jnp.square(g)), groups)
-    size = _sizes(groups)
-
-    def from_squares() -> Statistics:
-        length, mean = jnp.sqrt(squares), squares / size
-        return {"norm": length, "rms": jnp.sqrt(mean), "log10_rms": jnp.log10(mean) / 2}
-
-    low, high = SAFE_SQUARES
-    safe = jnp.all((squares > low) & (squares < high))
-    return _prefixed("gradient", jax.lax.cond(safe, from_squares, lambda: _per_layer(_lengths, groups)))
+    return _prefixed("gradient", _scaled_where_needed(_lengths, weight_groups(gradients, stacked)))
 
 
 def gradient_statistics(gradients: Any, stacked: str = "") -> Statistics:
@@ -72,7 +61,9 @@ def gradient_statistics(gradients: Any, stacked: str = "") -> Statistics:
       "gradient_float16_underflow", "gradient_bfloat16_underflow": share of the other elements that would become zero
       in that type}, each [layers].
     """
-    return _prefixed("gradient", _per_layer(_spread, weight_groups(gradients, stacked)))
+    groups = weight_groups(gradients, stacked)
+    spread = _scaled_where_needed(_spread, groups)
+    return _prefixed("gradient", spread | _small_numbers(groups))
 
 
 def weight_statistics(params: Any, updates: Any, stacked: str = "") -> Statistics:
@@ -84,11 +75,11 @@ def weight_statistics(params: Any, updates: Any, stacked: str = "") -> Statistic
       stacked: paths of stacked layers.
     """
 
-    def one(w: jax.Array, dw: jax.Array) -> Statistics:
-        size = norm(w)
-        return {"weight_norm": size, "update_ratio": norm(dw) / size}
+    def one(scale: Scale, w: jax.Array, dw: jax.Array) -> Statistics:
+        size = _norm(scale, w)
+        return {"weight_norm": size, "update_ratio": _norm(scale, dw) / size}
 
-    return _per_layer(one, weight_groups(params, stacked), weight_groups(updates, stacked))
+    return _scaled_where_needed(one, weight_groups(params, stacked), weight_groups(updates, stacked))
 
 
 def point_statistics(raw: Any, clipped: Any, updates: Any, stacked: str = "") -> Statistics:
@@ -106,16 +97,19 @@ def point_statistics(raw: Any, clipped: Any, updates: Any, stacked: str = "") ->
       update: 1 is steepest descent}, each [layers].
     """
 
-    def one(g: jax.Array, c: jax.Array, dw: jax.Array) -> Statistics:
+    def one(scale: Scale, g: jax.Array, c: jax.Array, dw: jax.Array) -> Statistics:
         return {
-            "clipped_norm": norm(c),
-            "clipped_fraction": _sum((_bits(g) != _bits(c)).astype(jnp.float32)) / g.size,
-            "clipped_cosine": cosine(g, c),
-            "update_norm": norm(dw),
-            "update_cosine": -cosine(g, dw),
+            "clipped_norm": _norm(scale, c),
+            "clipped_cosine": _cosine(scale, g, c),
+            "update_norm": _norm(scale, dw),
+            "update_cosine": -_cosine(scale, g, dw),
         }
 
-    return _per_layer(one, *(weight_groups(tree, stacked) for tree in (raw, clipped, updates)))
+    def changed(g: jax.Array, c: jax.Array) -> Statistics:
+        return {"clipped_fraction": _sum((_bits(g) != _bits(c)).astype(jnp.float32)) / g.size}
+
+    points = [weight_groups(tree, stacked) for tree in (raw, clipped, updates)]
+    return _scaled_where_needed(one, *points) | _per_layer(changed, *points[:2])
 
 
 def activation_statistics(
@@ -163,7 +157,7 @@ def delta_statistics(deltas: Sequence[Group], count: jax.Array) -> Statistics:
     Returns:
       {"delta_norm", "delta_rms", "delta_log10_rms"}, each [layers].
     """
-    return _prefixed("delta", _per_layer(lambda d: _lengths(d, count * d.shape[-1]), deltas))
+    return _prefixed("delta", _per_layer(lambda d: _lengths(_scaled, d, count * d.shape[-1]), deltas))
 
 
 def noise_statistics(
@@ -187,14 +181,16 @@ def noise_statistics(
       {"gradient_signal_to_noise": [layers]}; NaN for a batch of one.
     """  # noqa: E501
 
-    def one(g: jax.Array, x: jax.Array, delta: jax.Array) -> Statistics:
+    def shares(x: jax.Array, delta: jax.Array) -> Statistics:
         (power_x, x), (power_d, delta) = _scaled(x), _scaled(delta)
-        per_example = jnp.sum(jnp.square(x), axis=-1) * jnp.sum(jnp.square(delta), axis=-1)
-        signal = jnp.square(norm(g) / power_d / power_x)
-        noise = (count * jnp.sum(per_example) - signal) / (count - 1)
-        return {"gradient_signal_to_noise": jnp.where(count > 1, signal / noise, jnp.nan)}
+        squares = jnp.sum(jnp.square(x), axis=-1) * jnp.sum(jnp.square(delta), axis=-1)
+        return {"squares": jnp.sum(squares), "power_x": power_x, "power_d": power_d}
 
-    return _per_layer(one, weight_groups(gradients, stacked), inputs, deltas)
+    share = _per_layer(shares, inputs, deltas)
+    length = norm_statistics(gradients, stacked)["gradient_norm"]
+    signal = jnp.square(length / share["power_d"] / share["power_x"])
+    noise = (count * share["squares"] - signal) / (count - 1)
+    return {"gradient_signal_to_noise": jnp.where(count > 1, signal / noise, jnp.nan)}
 
 
 def decay_statistics(params: Any, slopes: Sequence[Group], deltas: Sequence[Group], count: jax.Array) -> Statistics:
@@ -219,7 +215,7 @@ def decay_statistics(params: Any, slopes: Sequence[Group], deltas: Sequence[Grou
         return {"gain": norm(w) / jnp.sqrt(jnp.float32(w.shape[-1]))}
 
     def steepness(slope: jax.Array) -> Statistics:
-        return {"slope": _lengths(slope, count * slope.shape[-1])["rms"]}
+        return {"slope": _lengths(_scaled, slope, count * slope.shape[-1])["rms"]}
 
     def parts(delta: jax.Array) -> Statistics:
         power, unit = _scaled(delta)
@@ -231,12 +227,6 @@ def decay_statistics(params: Any, slopes: Sequence[Group], deltas: Sequence[Grou
     slope = _per_layer(steepness, slopes)["slope"][:-1]
     columns = {"ratio": ratio, "weight_gain": weight_gain, "slope": slope, "alignment": ratio / (weight_gain * slope)}
     return {f"decay_{name}": jnp.concatenate([column, end]) for name, column in columns.items()}
-
-
-def cosine(a: jax.Array, b: jax.Array) -> jax.Array:
-    """⟨a, b⟩/(‖a‖‖b‖) over all elements, whatever their magnitudes; NaN where one of them is zero."""
-    (_, a), (_, b) = _scaled(a), _scaled(b)
-    return _sum(a * b) / (jnp.sqrt(_sum(jnp.square(a))) * jnp.sqrt(_sum(jnp.square(b))))
 
 
 def any_bad(groups: Sequence[Group]) -> jax.Array:
@@ -294,28 +284,66 @@ def bin_edges() -> tuple[np.ndarray, np.ndarray]:
     )
 
 
-def _spread(g: jax.Array) -> Statistics:
-    power, unit = _scaled(g)
+Scale = Callable[[jax.Array], tuple[Any, jax.Array]]  # x → a power of two, and x divided by it
+
+
+def _as_it_is(x: jax.Array) -> tuple[Any, jax.Array]:
+    return jnp.float32(1), x.astype(jnp.float32)
+
+
+def _scaled_where_needed(function: Callable[..., Statistics], *columns: Sequence[Group]) -> Statistics:
+    """`function(scale, *arrays)` over all layers: without scaling where no sum of squares under- or overflows."""
+    low, high = SAFE_SQUARES
+    squares = jnp.concatenate([_each(lambda x: _sum(jnp.square(x.astype(jnp.float32))), column) for column in columns])
+    plain = _per_layer(partial(function, _as_it_is), *columns)
+    is_safe = jnp.all((squares > low) & (squares < high))
+    return jax.lax.cond(is_safe, lambda: plain, lambda: _per_layer(partial(function, _scaled), *columns))
+
+
+def _spread(scale: Scale, g: jax.Array) -> Statistics:
+    power, unit = scale(g)
     mean = _sum(unit) / g.size
-    magnitude = _bits(g) & 0x7FFFFFFF
-    is_zero = magnitude == 0  # by the bits: to a CPU that flushes subnormals these compare equal to zero too
-    others = jnp.maximum(_sum((~is_zero).astype(jnp.float32)), 1)
-    lost = {
-        f"{kind}_underflow": _sum((~is_zero & (magnitude <= bound)).astype(jnp.float32)) / others
-        for kind, bound in LARGEST_LOST.items()
-    }
     return {
         "mean": power * mean,
         "std": power * jnp.sqrt(_sum(jnp.square(unit - mean)) / g.size),
-        "max": jnp.max(jnp.abs(g)),
-        "zero_fraction": _sum(is_zero.astype(jnp.float32)) / g.size,
-        **lost,
+        "max": jnp.max(jnp.abs(g)).astype(jnp.float32),
     }
 
 
-def _lengths(x: jax.Array, count: Any = None) -> Statistics:
+def _small_numbers(groups: Sequence[Group]) -> Statistics:
+    """Shares of zeros, and of other elements that low precision would lose: by the bits, as CPUs flush subnormals."""
+
+    def at_most(bound: int) -> jax.Array:
+        return _each(lambda g: _sum(((_bits(g) & 0x7FFFFFFF) <= bound).astype(jnp.float32)), groups)
+
+    in_half = at_most(LARGEST_LOST["float16"])
+    none = jnp.zeros_like(in_half)  # usually there are no small numbers at all, and no need to look closer
+    zeros, in_brain = jax.lax.cond(
+        jnp.any(in_half > 0), lambda: (at_most(0), at_most(LARGEST_LOST["bfloat16"])), lambda: (none, none)
+    )
+    size = _sizes(groups)
+    others = jnp.maximum(size - zeros, 1)
+    return {
+        "zero_fraction": zeros / size,
+        "float16_underflow": (in_half - zeros) / others,
+        "bfloat16_underflow": (in_brain - zeros) / others,
+    }
+
+
+def _norm(scale: Scale, x: jax.Array) -> jax.Array:
+    power, unit = scale(x)
+    return power * jnp.sqrt(_sum(jnp.square(unit)))
+
+
+def _cosine(scale: Scale, a: jax.Array, b: jax.Array) -> jax.Array:
+    """⟨a, b⟩/(‖a‖‖b‖); NaN where one of them is zero."""
+    (_, a), (_, b) = scale(a), scale(b)
+    return _sum(a * b) / (jnp.sqrt(_sum(jnp.square(a))) * jnp.sqrt(_sum(jnp.square(b))))
+
+
+def _lengths(scale: Scale, x: jax.Array, count: Any = None) -> Statistics:
     count = x.size if count is None else count
-    power, unit = _scaled(x)
+    power, unit = scale(x)
     square = _sum(jnp.square(unit))
     return {
         "norm": power * jnp.sqrt(square),
