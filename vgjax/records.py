@@ -106,7 +106,7 @@ def _events(lane: xr.Dataset) -> list[tuple[int, dict, dict, dict]]:
             for tag, name in binned.items()
             for i, layer in enumerate(layers)
         }
-        events.append((int(step), scalars, summaries, {tag: _histogram_metadata() for tag in summaries}))
+        events.append((int(step), scalars, summaries, {tag: histogram_metadata() for tag in summaries}))
     for e, done in enumerate(values["evaluated_at"]):
         names = [n for n, v in lane.data_vars.items() if v.dims == ("evaluation",)]
         events.append((int(done), {f"epoch/{name}": values[str(name)][e] for name in names}, {}, {}))
@@ -132,7 +132,8 @@ def tensorboard_histogram(counts: np.ndarray, left: np.ndarray, right: np.ndarra
     return np.concatenate([edges, counts[None, span].astype(np.float64)]).T
 
 
-def _histogram_metadata() -> Any:
+def histogram_metadata() -> Any:
+    """What tells TensorBoard that a summary is a histogram, binned already."""
     from tensorboard.plugins.histogram import metadata
 
     return metadata.create_summary_metadata(display_name=None, description="signed log₂ bins")
