@@ -55,7 +55,7 @@ def once_more_cnn(ns):
     grads = jax.grad(ns.loss_fn)(before.params, *batch)
     length = np.sqrt(sum(np.sum(np.square(np.asarray(g, np.float64))) for g in jax.tree.leaves(grads)))
     assert length > 0  # Optax clips where ‖g‖ > 0.5
-    clipped = grads if length < 0.5 else jax.tree.map(lambda g: (np.asarray(g, np.float64) / length * 0.5), grads)
+    clipped = grads if length < 0.5 else jax.tree.map(lambda g: np.asarray(g, np.float64) / length * 0.5, grads)
     low = jax.tree.map(lambda g: jnp.asarray(g, jnp.float32), clipped)
     updates, _ = optax.adam(1e-3).update(low, before.opt_state.optimizer, before.params)
     after, _ = ns.train_step(before, *batch)
@@ -86,9 +86,9 @@ LAYERS = {  # name → how to get at its weight, in the order in which they are 
     },
     "nnx_transformer": {
         **{
-            f"blocks/{path}[{i}]": lambda tree, path=path, i=i: (
-                functools.reduce(operator.getitem, [*path.split("/"), "kernel"], tree["blocks"])[i]
-            )
+            f"blocks/{path}[{i}]": lambda tree, path=path, i=i: functools.reduce(
+                operator.getitem, [*path.split("/"), "kernel"], tree["blocks"]
+            )[i]
             for path in BLOCK
             for i in range(4)
         },
@@ -153,13 +153,15 @@ def test_examples_give_what_numpy_computes(example):
                 counts = numpy_counts(np.asarray(get(trees[point])))
                 assert np.abs(values[i] - counts).sum() <= 0.02 * counts.sum(), statistic  # two compilations of grad
                 assert values[i].sum() == counts.sum()
+            elif statistic == "gradient_mean":  # the last layer's is zero but for rounding
+                assert abs(values[i] - want[statistic]) <= 1e-5 * want["gradient_std"]
             else:
                 assert values[i] == pytest.approx(want[statistic], rel=1e-5), (statistic, i)
 
 
 def test_three_lines_are_added_and_nothing_changes(example, tmp_path, monkeypatch):
     """Without them the script does not know the package, and ends at the same parameters to the last bit."""
-    name, source, _, folder = example
+    name, source, _, _ = example
     monkeypatch.chdir(tmp_path)
     lines = source.splitlines()
     plain = [line for line in lines if not line.endswith(MARK)]
@@ -288,7 +290,7 @@ def test_jit_scan_and_vmap():
         tolerance = {"rtol": 1e-5, "atol": 1 if name.endswith("histogram") else 0}
         np.testing.assert_allclose(vgjax.watched(alone).statistics[name], values, **tolerance)
         np.testing.assert_allclose(record.statistics[name][0], values, **tolerance)
-    with pytest.raises(ValueError, match="2 lanes; take one: jax.tree.map"):
+    with pytest.raises(ValueError, match=r"2 lanes; take one: jax\.tree\.map"):
         vgjax.scalars(lanes)
     one = jax.tree.map(lambda x: x[1], lanes)
     want_norm = 2 * np.linalg.norm(np.asarray(PARAMETERS["dense_0"]["kernel"], np.float64))
@@ -391,7 +393,9 @@ def test_state_survives_files_and_maps(tmp_path):
         loaded = checkpointer.restore(tmp_path / "orbax", empty)
     unpacked = flax.serialization.from_bytes(empty, flax.serialization.to_bytes(state))
     mapped = optax.tree_utils.tree_map_params(tx, lambda x: x * 2, state)
-    np.testing.assert_array_equal(mapped.optimizer[0].mu["dense_0"]["kernel"], 2 * state.optimizer[0].mu["dense_0"]["kernel"])
+    np.testing.assert_array_equal(
+        mapped.optimizer[0].mu["dense_0"]["kernel"], 2 * state.optimizer[0].mu["dense_0"]["kernel"]
+    )
     for other in (loaded, unpacked, mapped):
         assert vgjax.scalars(other) == vgjax.scalars(state)
     want = vgjax.scalars(state)

@@ -29,8 +29,17 @@ _HOMES = {
 }
 
 __all__ = [
-    *("Config", "Dataset", "Hypers", "Result", "__version__", "load", "run"),
-    *("histograms", "scalars", "watch", "watched"),
+    "Config",
+    "Dataset",
+    "Hypers",
+    "Result",
+    "__version__",
+    "histograms",
+    "load",
+    "run",
+    "scalars",
+    "watch",
+    "watched",
 ]
 
 

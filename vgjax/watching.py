@@ -23,7 +23,7 @@ from vgjax.optim import Points
 from vgjax.records import histogram_metadata, tensorboard_histogram
 from vgjax.stats import Statistics
 
-# The rows of FAMILIES that gradients, updates and parameters are enough for: (points, parameters, stacked) → statistics.
+# The rows of FAMILIES for which a step seen from outside is enough: (points, parameters, stacked) → statistics.
 _MEASURES: dict[str, Callable[[Points, Any, str], Statistics]] = {
     "norms": lambda points, params, stacked: stats.norm_statistics(points.raw, stacked),
     "spread": lambda points, params, stacked: stats.gradient_statistics(points.raw, stacked),
@@ -41,7 +41,7 @@ class WatchState(NamedTuple):
 
     clip: optax.OptState
     optimizer: optax.OptState
-    count: jax.Array  # updates so far
+    done: jax.Array  # how many updates
     step: jax.Array  # the update that was measured last, counted from 0; −1 before the first
     record: Statistics  # what was measured, each [layers, …]; before the first update NaN, and counts of 0
     layers: jax.Array  # their names in UTF-8, a line each, uint8: an array goes wherever a state can go
@@ -101,18 +101,23 @@ def watch(
     ) -> tuple[optax.Updates, WatchState]:
         if params is None and (needing := _NEED_PARAMS.intersection(families)):
             raise ValueError(f"{', '.join(sorted(needing))} need the parameters: update(gradients, state, params)")
-        clipped, clip_state = first.update(gradients, state.clip, params, **extra)
-        updates, optimizer_state = then.update(clipped, state.optimizer, params, **extra)
 
+        def moved() -> tuple[Points, optax.OptState, optax.OptState]:
+            clipped, clip_state = first.update(gradients, state.clip, params, **extra)
+            updates, optimizer_state = then.update(clipped, state.optimizer, params, **extra)
+            return Points(gradients, clipped, updates), clip_state, optimizer_state
+
+        # The measured branch moves once more, so that XLA may fuse the step as if nobody looked at what is in between.
         def measured() -> tuple[jax.Array, Statistics]:
-            points, found = Points(gradients, clipped, updates), {}
+            points, found = moved()[0], Statistics()
             for family in families:
                 found |= _MEASURES[family](points, params, stacked)
-            return state.count, {name: found[name] for name in names}
+            return state.done, {name: found[name] for name in names}
 
-        step, last = jax.lax.cond(state.count % every == 0, measured, lambda: (state.step, state.record))
-        count = optax.safe_increment(state.count)
-        return updates, WatchState(clip_state, optimizer_state, count, step, last, state.layers)
+        (_, _, updates), clip_state, optimizer_state = moved()
+        step, last = jax.lax.cond(state.done % every == 0, measured, lambda: (state.step, state.record))
+        done = optax.safe_increment(state.done)
+        return updates, WatchState(clip_state, optimizer_state, done, step, last, state.layers)
 
     return optax.GradientTransformationExtraArgs(init, update)
 

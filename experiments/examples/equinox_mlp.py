@@ -40,4 +40,4 @@ for step in range(60):
     model, opt_state, loss = train_step(model, opt_state, inputs[batch], labels[batch])
     if step % 10 == 0:
         print(f"step {step}: loss {loss:.3f}")
-        print(*(f"{tag:44} {x:.3g}" for tag, x in vgjax.scalars(opt_state).items() if "/rms/" in tag), sep="\n")  # vgjax
+        print({tag: x for tag, x in vgjax.scalars(opt_state).items() if "/rms/" in tag})  # vgjax

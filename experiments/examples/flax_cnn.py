@@ -7,7 +7,6 @@ The three lines that end in "# vgjax" are added; the rest is a training script a
 
 import flax.linen as nn
 import jax
-import jax.numpy as jnp
 import numpy as np
 import optax
 from clu import metric_writers
