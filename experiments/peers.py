@@ -32,7 +32,7 @@ ALLOWED = {
     "optimizer": ("momentum(0.9)", "keras_adam"),  # PyTorch's Adam has its own ε, 1e-8
     "last_batch": ("drop", "keep"),
 }
-FREE = ("dataset", "scaling", "hidden", "batch_size", "epochs", "steps", "record_every", "decay")
+FREE = ("dataset", "scaling", "hidden", "batch_size", "epochs", "steps", "decay", "cadence", "record", "record_layers")
 WARM_UP = 10  # steps, or in Keras an epoch
 
 

@@ -141,14 +141,14 @@ def sized(config: Config, options: Options) -> Config:
     return replace(config, hidden=config.hidden[-3:]) if options.smoke else config
 
 
-def head(data: Dataset, n: int) -> Dataset:
-    """The first n examples of each split, for a smoke test."""
+def head(data: Dataset, n_train: int, n_test: int) -> Dataset:
+    """The first examples of each split."""
     return replace(
         data,
-        train_inputs=data.train_inputs[:n],
-        train_labels=data.train_labels[:n],
-        test_inputs=data.test_inputs[:n],
-        test_labels=data.test_labels[:n],
+        train_inputs=data.train_inputs[:n_train],
+        train_labels=data.train_labels[:n_train],
+        test_inputs=data.test_inputs[:n_test],
+        test_labels=data.test_labels[:n_test],
     )
 
 

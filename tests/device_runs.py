@@ -13,8 +13,12 @@ from vgjax import Hypers, run
 CASES = {
     "lanes": (changed(), "lanes", 4),
     "lanes with batch norm, the last batch kept": (changed(norm="batch", last_batch="keep"), "lanes", 4),
-    "batch": (changed(reduction="sum", replicas=2, clip="global_norm"), "batch", 1),
-    "batch with batch norm, the last batch kept": (changed(norm="batch", last_batch="keep"), "batch", 1),
+    "batch": (changed(reduction="sum", replicas=2, clip="global_norm", record=("all",)), "batch", 1),
+    "batch with batch norm, the last batch kept": (
+        changed(norm="batch", last_batch="keep", record=("all",)),
+        "batch",
+        1,
+    ),
 }
 
 

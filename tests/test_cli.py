@@ -72,9 +72,9 @@ def test_every_field_is_an_option_with_its_default_and_unit(capsys):
         usage = re.search(rf" {option}(, --no| [A-Z{{]| \[[A-Z])", text)
         assert usage, option
         help_text, _, shown = text[usage.end() :].partition("(default: ")
-        wanted = " ".join(map(str, default)) if isinstance(default, tuple) else str(default) or "''"
+        wanted = shlex.join(map(str, default)) if isinstance(default, tuple) else str(default) or "''"
         assert shown.startswith(f"{wanted})"), option
-        if hints[name] in (int, float, str, bool, tuple[int, ...]):
+        if hints[name] in (int, float, str, bool, tuple[int, ...], tuple[str, ...]):
             assert re.search(r"\[.+\]", help_text), f"{option} has no unit"
 
 

@@ -36,7 +36,9 @@ def assert_same_history(one, other, rtol=1e-5):
     assert set(one.data_vars) == set(other.data_vars)
     for name in one.data_vars:
         a, b = one[name].values, other[name].values
-        if "bin" in one[name].dims:
+        if a.dtype.kind in "UO":
+            assert a.tolist() == b.tolist(), name
+        elif "bin" in one[name].dims:
             assert np.abs(a - b).sum() <= 4, name
         else:
             size = np.abs(a).max() if name == "gradient_mean" else 0  # a sum that cancels
@@ -233,6 +235,33 @@ def test_nothing_is_compiled_twice(eight_lanes):
     assert len(COMPILED) == before + 1
     assert_same_history(again.history, eight_lanes.history, rtol=0)
     assert not np.allclose(other.history["loss"], again.history["loss"])
+
+
+def test_a_new_program_is_compiled_once(eight_lanes):
+    """Another activation: the same first state, and one program of steps, made ahead and not again in the call."""
+    before = len(COMPILED)
+    run(changed(activation="elu"), SETTINGS, 4, dataset=small.dataset())
+    assert len(COMPILED) == before + 1
+
+
+def test_what_steps_do_not_see_shares_their_program(monkeypatch):
+    """Data, scaling, holdout, length, cadence and initializers: the steps are traced once; another norm: once more."""
+    traced, steps_of_a_chunk = [], engine.run_chunk
+    monkeypatch.setattr(engine, "run_chunk", lambda *a: traced.append(a[0]) or steps_of_a_chunk(*a))
+    data = small.dataset()
+    pixels = np.clip(data.train_inputs * 40 + 100, 0, 255).astype(np.uint8)
+    bytes_ = {"train_inputs": pixels, "test_inputs": pixels[:20]}
+    held_out = dataclasses.replace(data, **bytes_)  # 36 to train on, 20 to validate
+    split = dataclasses.replace(held_out, train_inputs=pixels[20:], train_labels=data.train_labels[20:])
+    engine._chunk_program.cache_clear()
+    one = run(changed(holdout=20), dataset=held_out).history
+    other = {"scaling": "1/256", "epochs": 9, "steps": 5, "cadence": "at(1)", "initializer": "he_normal"}
+    two = run(changed(output_initializer="orthogonal", **other), seeds=[3], dataset=split).history
+    assert len(traced) == engine._chunk_program.cache_info().currsize == 1
+    assert one.sizes["record"] == 3 and two["step"].values.tolist() == [1] and one.sizes["evaluation"] == 3
+    run(changed(norm="layer", holdout=20), dataset=held_out)
+    engine._chunk_program.cache_clear()
+    assert len(traced) == 2
 
 
 def test_an_exploding_run_ends_in_order(eight_lanes):

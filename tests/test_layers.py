@@ -20,6 +20,7 @@ FLOORS = [  # from the bottom to the top; a room may import its own floor and th
     "checks batches history parallel",
     "checkpoint records",
     "folder train watching",
+    "divergence",
     "loop",
     "sweep",
     "analysis diagnose figures report",

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 import warnings
 
 import numpy as np
@@ -12,7 +14,7 @@ import xarray as xr
 from test_engine import SETTINGS
 
 from vgjax import Hypers, history, load, run
-from vgjax.records import tensorboard_histogram
+from vgjax.records import FIRST_PAGE, Records, tensorboard_histogram
 from vgjax.stats import N_BINS, NAN_BIN, ZERO_BIN, bin_edges
 
 EXPLODING = [Hypers(0.1), Hypers(1e38)]
@@ -27,16 +29,34 @@ def folder(tmp_path_factory):
 
 
 def read_events(folder):
-    """{lane's name: TensorBoard's accumulator}, nothing left out."""
+    """{TensorBoard run: its accumulator}, nothing left out."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
         found = {}
-        for path in sorted((folder / "tensorboard").iterdir()):
-            found[path.name] = EventAccumulator(str(path), size_guidance={"tensors": 0, "scalars": 0, "histograms": 0})
-            found[path.name].Reload()
+        for path in sorted({path.parent for path in (folder / "tensorboard").rglob("*tfevents*")}):
+            name = path.relative_to(folder / "tensorboard").as_posix()
+            found[name] = EventAccumulator(str(path), size_guidance={"tensors": 0, "scalars": 0, "histograms": 0})
+            found[name].Reload()
     return found
+
+
+def runs_of(whole, events):
+    """(the history of one lane, or of one layer of it; its accumulator), every one of a run's events."""
+    for lane in range(whole.sizes["lane"]):
+        one, name = whole.isel(lane=lane), f"lane_{lane:03d}_seed_{int(whole['seed'][lane])}"
+        yield one.drop_dims("layer"), events.pop(name)
+        for layer in whole["layer"].values:
+            layered = one[[variable for variable, v in one.data_vars.items() if "layer" in v.dims]]
+            yield layered.sel(layer=layer), events.pop(f"{name}/{layer}")
+    assert not events
+
+
+def tags_of(accumulator, plugin):
+    """The tags of scalars or histograms."""
+    tags = accumulator.Tags()["tensors"]
+    return {tag for tag in tags if accumulator.SummaryMetadata(tag).plugin_data.plugin_name == plugin}
 
 
 def values_of(accumulator, tag):
@@ -48,45 +68,128 @@ def values_of(accumulator, tag):
 
 def test_every_scalar_is_read_back(folder):
     """All lanes, steps, layers and statistics, equal to the last bit of float32, NaN and Inf included."""
-    whole, events = load(folder), read_events(folder)
-    assert list(events) == [f"lane_{i:03d}_seed_{i % 4}_replica_0" for i in range(8)]
+    whole = load(folder)
     assert not np.isfinite(whole["gradient_rms"]).all()
-    count = 0
-    for lane, accumulator in enumerate(events.values()):
-        one = whole.isel(lane=lane)
-        for name, v in one.data_vars.items():
-            family, _, statistic = name.partition("_")
-            if v.dims == ("record", "layer"):
-                tags = {f"{family}/{statistic}/{layer}": v.sel(layer=layer).values for layer in v["layer"].values}
-            elif v.dims == ("record",):
-                tags = {f"step/{name}": v.values}
-            elif v.dims == ("evaluation",):
-                tags = {f"epoch/{name}": v.values}
-            else:
+    for one, accumulator in runs_of(whole, read_events(folder)):
+        scalars = {name: v for name, v in one.data_vars.items() if v.dims in (("record",), ("evaluation",))}
+        found = set()
+        for tag in tags_of(accumulator, "scalars"):
+            group, _, name = tag.partition("/")
+            if name in ("nan_count", "infinity_count"):
                 continue
-            steps = one["evaluated_at" if v.dims == ("evaluation",) else "step"].values
-            for tag, wanted in tags.items():
-                read = values_of(accumulator, tag)
-                assert [step for step, _ in read] == steps.tolist(), tag
-                np.testing.assert_array_equal(np.array([x for _, x in read], np.float32), wanted.astype(np.float32))
-                count += 1
-    assert count == 8 * (2 + 4 + 9 * 3)
+            name = name if name in scalars else f"{group}_{name}"
+            steps = one["evaluated_at" if scalars[name].dims == ("evaluation",) else "step"].values
+            read = values_of(accumulator, tag)
+            assert [step for step, _ in read] == steps.tolist(), tag
+            wanted = scalars[name].values.astype(np.float32)
+            np.testing.assert_array_equal(np.array([x for _, x in read], np.float32), wanted, err_msg=tag)
+            assert name not in found
+            found.add(name)
+        assert found == set(scalars) and found
 
 
 def test_every_histogram_is_read_back(folder):
-    """Bins and counts of every layer and step; they sum to the number of weights that are not NaN."""
-    whole, events = load(folder), read_events(folder)
-    for lane, accumulator in enumerate(events.values()):
-        for tag, name in (("weights", "weight_histogram"), ("weight_gradients", "gradient_histogram")):
-            for layer in whole["layer"].values:
-                assert accumulator.SummaryMetadata(f"{tag}/{layer}").plugin_data.plugin_name == "histograms"
-                read = values_of(accumulator, f"{tag}/{layer}")
-                counts = whole[name].isel(lane=lane).sel(layer=layer).values
-                assert [step for step, _ in read] == whole["step"].values.tolist()
-                for (_, bins), count in zip(read, counts, strict=True):
-                    assert bins.shape[1] == 3 and np.isfinite(bins).all()
-                    assert bins[:, 2].sum() == count.sum() - count[NAN_BIN]
-                    assert (bins[:, 0] <= bins[:, 1]).all() and (np.diff(bins[:, 0]) >= 0).all()
+    """Bins and counts of every layer and step; with NaN's count beside they sum to the number of values."""
+    whole = load(folder)
+    assert (whole["gradient_histogram"][..., NAN_BIN] > 0).any()
+    for one, accumulator in runs_of(whole, read_events(folder)):
+        histograms = {name: v.values for name, v in one.data_vars.items() if "bin" in v.dims}
+        assert tags_of(accumulator, "histograms") == set(histograms)
+        assert histograms or "layer" not in one.coords
+        for name, counts in histograms.items():
+            read = values_of(accumulator, name)
+            assert [step for step, _ in read] == whole["step"].values.tolist()
+            for (_, bins), count in zip(read, counts, strict=True):
+                assert bins.shape[1] == 3 and np.isfinite(bins).all()
+                assert bins[:, 2].sum() == count.sum() - count[NAN_BIN]
+                assert (bins[:, 0] <= bins[:, 1]).all() and (np.diff(bins[:, 0]) >= 0).all()
+            nan = f"{name.removesuffix('_histogram')}/nan_count"
+            wanted = [(int(s), c[NAN_BIN]) for s, c in zip(whole["step"], counts, strict=True) if c[NAN_BIN]]
+            assert (values_of(accumulator, nan) if nan in tags_of(accumulator, "scalars") else []) == wanted
+
+
+def a_history(**variables):
+    """A history of two lanes and two steps, of nothing but these variables."""
+    left, right = bin_edges()
+    of_lanes = {"seed": ("lane", [3, 3]), "replica": ("lane", [0, 1]), "learning_rate": ("lane", [0.5, 0.25])}
+    clocks = {"step": ("record", [0, 7]), "evaluated_at": ("evaluation", [8])}
+    binned = any("bin" in dims for dims, _ in variables.values())
+    edges = {"bin_left": ("bin", left), "bin_right": ("bin", right)} if binned else {}
+    layers = {"layer": ["a", "b"]} if any("layer" in dims for dims, _ in variables.values()) else {}
+    return xr.Dataset(variables, {**of_lanes, **clocks, **edges, **layers})
+
+
+def write_events(path, part):
+    """What TensorBoard reads of one chunk."""
+    records = Records(path)
+    records.write(part)
+    records.close()
+    return read_events(path)
+
+
+def test_planted_nan_and_infinities(tmp_path):
+    """They are counted beside the histogram, at the steps that have any."""
+    counts = np.zeros((2, 2, 2, N_BINS), np.int64)
+    counts[..., ZERO_BIN] = 4
+    counts[1, 1, 0, [0, 512, NAN_BIN]] = 1, 2, 5
+    part = a_history(update_histogram=(("lane", "record", "layer", "bin"), counts))
+    events = write_events(tmp_path, part)
+    names = [f"lane_00{i}_seed_3_replica_{i}" for i in (0, 1)]
+    assert list(events) == [f"{name}{layer}" for name in names for layer in ("", "/a", "/b")]
+    damaged = events[f"{names[1]}/a"]
+    assert values_of(damaged, "update/nan_count") == [(7, 5)]
+    assert values_of(damaged, "update/infinity_count") == [(7, 3)]
+    assert [bins[:, 2].sum() for _, bins in values_of(damaged, "update_histogram")] == [4, 7]
+    assert not any(tags_of(one, "scalars") for name, one in events.items() if one is not damaged)
+
+
+def test_any_variable_goes_by_its_dimensions(tmp_path):
+    """Without layers or histograms too; what has no step is left out."""
+    part = a_history(
+        learning_rate_now=(("lane", "record"), [[1.0, np.nan], [3.0, -np.inf]]),
+        wall_time=(("lane", "evaluation"), [[5.0], [6.0]]),
+        whole_histogram=(("lane", "record", "bin"), np.ones((2, 2, N_BINS), np.int64)),
+        first_bad_step=("lane", [7, -1]),
+        first_bad_layer=("lane", ["a", ""]),
+    )
+    first, second = write_events(tmp_path / "flat", part).values()
+    assert tags_of(first, "scalars") == {
+        "step/learning_rate_now",
+        "epoch/wall_time",
+        "whole/nan_count",
+        "whole/infinity_count",
+    }
+    np.testing.assert_equal(values_of(first, "step/learning_rate_now"), [(0, 1.0), (7, np.nan)])
+    np.testing.assert_equal(values_of(second, "step/learning_rate_now"), [(0, 3.0), (7, -np.inf)])
+    assert values_of(second, "epoch/wall_time") == [(8, 6.0)]
+    assert len(values_of(first, "whole_histogram")) == 2
+    part = a_history(delta_rms=(("lane", "record", "layer"), np.ones((2, 2, 2))))
+    assert [sorted(tags_of(one, "scalars")) for one in write_events(tmp_path / "layers", part).values()] == [
+        [],
+        ["delta/rms"],
+        ["delta/rms"],
+    ] * 2
+
+
+def test_more_files_than_the_system_allows(tmp_path):
+    """Every run has a file: the limit is raised to as many as are needed."""
+    resource = pytest.importorskip("resource")
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    lanes = 120
+    part = a_history(delta_rms=(("lane", "record", "layer"), np.ones((2, 2, 2)))).isel(lane=[0] * lanes)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (256, hard))
+    try:
+        assert len(write_events(tmp_path, part)) == 3 * lanes
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+def test_the_first_page_is_first():
+    """Ten charts of things there are, in two groups that sort before any other."""
+    names = [name for group in FIRST_PAGE.values() for name in group]
+    assert len(names) <= 10 and set(names) <= set(history.VARIABLES)
+    others = {name.partition("_")[0] for name, (dims, _) in history.VARIABLES.items() if dims} | {"epoch", "step"}
+    assert sorted({*FIRST_PAGE, *others})[:2] == list(FIRST_PAGE)
 
 
 def test_hyperparameters_are_there(folder):
@@ -94,7 +197,8 @@ def test_hyperparameters_are_there(folder):
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         from tensorboard.plugins.hparams.metadata import SESSION_START_INFO_TAG, parse_session_start_info_plugin_data
-    for lane, accumulator in enumerate(read_events(folder).values()):
+    lanes = [accumulator for name, accumulator in read_events(folder).items() if "/" not in name]
+    for lane, accumulator in enumerate(lanes):
         content = accumulator.SummaryMetadata(SESSION_START_INFO_TAG).plugin_data.content
         found = {k: v.number_value for k, v in parse_session_start_info_plugin_data(content).hparams.items()}
         assert found["learning_rate"] == pytest.approx([0.1, 1e38][lane // 4])
@@ -106,7 +210,7 @@ def test_the_log_has_every_evaluation(folder):
     lines = (folder / "train.log").read_text().splitlines()
     assert len(lines) == 3
     for line, step in zip(lines, (3, 6, 9), strict=True):
-        assert f"[{step}]" in line and "epoch/validation_accuracy" in line and "epoch/train_loss" in line
+        assert f"[{step}]" in line and "validation_accuracy" in line and "train_loss" in line
 
 
 def test_the_folder_holds_nothing_else(folder):
@@ -130,6 +234,26 @@ def test_tables_are_read_by_pandas(folder):
         assert row[name] == pytest.approx(float(wanted[name]), rel=1e-6)
 
 
+def test_tables_and_history_need_nothing_of_ours(folder):
+    """pandas and xarray read them where this package and JAX cannot be imported, and they say the same."""
+    program = """
+import sys
+sys.modules.update(vgjax=None, jax=None)
+import numpy as np, pandas as pd, xarray as xr
+history = xr.open_dataset(sys.argv[1] + "/history.nc")
+steps, epochs = (pd.read_csv(sys.argv[1] + f"/{name}.csv") for name in ("statistics", "evaluations"))
+keys = ["lane", "record", "layer"]
+table = steps.set_index(keys).to_xarray()
+for name in ("gradient_rms", "weight_norm"):
+    np.testing.assert_array_equal(table[name].transpose(*keys).astype("f4"), history[name].astype("f4"))
+table = epochs.set_index(["lane", "evaluation"]).to_xarray()["validation_loss"]
+np.testing.assert_array_equal(table.astype("f4"), history["validation_loss"].astype("f4"))
+print(history.sizes["lane"], history["gradient_histogram"].attrs["long_name"])
+"""
+    read = subprocess.run([sys.executable, "-c", program, folder], capture_output=True, text=True)
+    assert read.stdout == f"8 {history.VARIABLES['gradient_histogram'][1]}\n", read.stderr
+
+
 def test_resuming_doubles_no_step(tmp_path, monkeypatch):
     """A run that was interrupted after its second chunk goes on, and its records are those of an undisturbed one."""
     path = tmp_path / "run"
@@ -151,10 +275,9 @@ def test_resuming_doubles_no_step(tmp_path, monkeypatch):
     for name in undisturbed.history.data_vars:
         np.testing.assert_array_equal(result.history[name], undisturbed.history[name], err_msg=name)
     events = read_events(path)
-    assert list(events) == ["lane_000_seed_0_replica_0"]
-    (accumulator,) = events.values()
-    assert [step for step, _ in values_of(accumulator, "gradient/rms/layer_1")] == [0, 3, 6, 8]
-    assert [step for step, _ in values_of(accumulator, "epoch/train_loss")] == [3, 6, 9]
+    assert list(events) == ["lane_000_seed_0", *(f"lane_000_seed_0/layer_{i}" for i in (1, 2, 3))]
+    assert [step for step, _ in values_of(events["lane_000_seed_0/layer_1"], "gradient/rms")] == [0, 3, 6, 8]
+    assert [step for step, _ in values_of(events["lane_000_seed_0"], "accuracy_and_loss/train_loss")] == [3, 6, 9]
     assert len((path / "train.log").read_text().splitlines()) == 3
 
 

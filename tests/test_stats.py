@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from vgjax import stats
-from vgjax.layers import weight_groups
+from vgjax.layers import groups, weight_groups
 
 TINY = np.finfo(np.float32).smallest_normal  # below it a CPU flushes to zero
 
@@ -111,6 +111,144 @@ def test_weight_statistics():
     np.testing.assert_allclose(have["weight_norm"], sizes[0], rtol=1e-6)
     np.testing.assert_allclose(have["update_ratio"][:2], np.divide(sizes[1][:2], sizes[0][:2]), rtol=1e-6)
     assert have["update_ratio"][2] == np.inf
+
+
+def tree_of(x):
+    return {"layer_1": {"kernel": jnp.asarray(x)}}
+
+
+SIZES = [1e-30, 1.0, 1e30]
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_the_three_points(size):
+    """Norms, share clipped and cosines of gradient, clipped gradient and update, each of another magnitude."""
+    rng = np.random.default_rng(4)
+    unit, dw = rng.normal(size=(2, 40, 30))
+    g, dw = (unit * size).astype(np.float32), (dw / size).astype(np.float32)
+    g[::3] = 0
+    c = np.clip(g, -0.7 * np.float32(size), 0.7 * np.float32(size))
+    found = jax.jit(stats.point_statistics)(tree_of(g), tree_of(c), tree_of(dw))
+    g, c, dw = (x.astype(np.float64) for x in (g, c, dw))
+    cosine = lambda a, b: (a * b).sum() / np.linalg.norm(a) / np.linalg.norm(b)  # noqa: E731
+    want = {
+        "clipped_norm": np.linalg.norm(c),
+        "clipped_fraction": np.mean(c != g),
+        "clipped_cosine": cosine(g, c),
+        "update_norm": np.linalg.norm(dw),
+        "update_cosine": cosine(-g, dw),
+    }
+    assert found.keys() == want.keys()
+    for name, value in want.items():
+        assert float(found[name][0]) == pytest.approx(value, rel=2e-5, abs=0), name
+
+
+def test_a_vanished_point_has_no_direction():
+    """Cosines with zeros are undefined, NaN and Inf stay, and nothing is hidden."""
+    zero, one = jnp.zeros((3, 2)), jnp.ones((3, 2))
+    found = stats.point_statistics(tree_of(one), tree_of(zero), tree_of(one.at[0, 0].set(jnp.nan)))
+    assert np.isnan(found["clipped_cosine"][0]) and np.isnan(found["update_norm"][0])
+    assert found["clipped_norm"][0] == 0 and found["clipped_fraction"][0] == 1
+    assert stats.point_statistics(*[tree_of(one.at[0, 0].set(jnp.inf))] * 3)["update_norm"][0] == np.inf
+
+
+@pytest.mark.parametrize("masked", [False, True])
+@pytest.mark.parametrize("size", SIZES)
+def test_activations_deltas_noise_and_decay(size, masked):
+    """Two layers by hand, at any magnitude, with planted zeros; with a mask the last example counts nowhere."""
+    rng = np.random.default_rng(5)
+    x, h = rng.normal(size=(6, 5)) * size, rng.normal(size=(6, 4)) * size
+    slopes = [rng.uniform(0, 1, size=(6, 4)), np.ones((6, 3))]
+    deltas = [rng.normal(size=(6, 4)) / size, rng.normal(size=(6, 3)) / size]
+    w = [rng.normal(size=(5, 4)), rng.normal(size=(4, 3))]
+    h[:, 0], slopes[0][:, 0], deltas[0][:, 0] = 0, 0, 0
+    mask, n = None, 6
+    if masked:
+        mask, n = jnp.arange(6) < 5, 5
+        for array in (*slopes, *deltas):
+            array[5] = 0
+    as_layers = lambda arrays: groups({f"layer_{i}": jnp.asarray(a, jnp.float32) for i, a in enumerate(arrays, 1)})  # noqa: E731
+    tree = {f"layer_{i}": {"kernel": jnp.asarray(a, jnp.float32)} for i, a in enumerate(w, 1)}
+    gradients = [x[:n].T @ deltas[0][:n], h[:n].T @ deltas[1][:n]]
+    gradient_tree = {f"layer_{i}": {"kernel": jnp.asarray(a, jnp.float32)} for i, a in enumerate(gradients, 1)}
+    count = jnp.float32(n)
+    found = stats.activation_statistics(as_layers([h, h[:, :3]]), as_layers(slopes), [1.0, 1.0], mask)
+    found |= stats.delta_statistics(as_layers(deltas), count)
+    found |= stats.noise_statistics(gradient_tree, as_layers([x, h]), as_layers(deltas), count)
+    found |= stats.decay_statistics(tree, as_layers(slopes), as_layers(deltas), count)
+    ratio = np.linalg.norm(deltas[0]) / np.linalg.norm(deltas[1])
+    gain, slope = np.sqrt((w[1] ** 2).sum() / 3), np.sqrt((slopes[0][:n] ** 2).mean())
+    each = [n * np.einsum("bi,bj->bij", a[:n], d[:n]) for a, d in zip((x, h), deltas, strict=True)]
+    want = {
+        "activation_mean": [h[:n].mean(), h[:n, :3].mean()],
+        "activation_std": [h[:n].std(), h[:n, :3].std()],
+        "activation_dead_fraction": [0.25, 0],
+        "activation_saturated_fraction": [(slopes[0][:n] <= 0.1).mean(), 0],
+        "delta_norm": [np.linalg.norm(d) for d in deltas],
+        "delta_rms": [np.sqrt((d[:n] ** 2).mean()) for d in deltas],
+        "delta_log10_rms": [np.log10((d[:n] ** 2).mean()) / 2 for d in deltas],
+        "gradient_signal_to_noise": [(e.mean(0) ** 2).sum() * n / e.var(0, ddof=1).sum() for e in each],
+        "decay_ratio": [ratio, np.nan],
+        "decay_weight_gain": [gain, np.nan],
+        "decay_slope": [slope, np.nan],
+        "decay_alignment": [ratio / gain / slope, np.nan],
+    }
+    assert found.keys() == want.keys()
+    for name, values in want.items():
+        np.testing.assert_allclose(found[name], values, rtol=2e-5, atol=0, err_msg=name)
+
+
+def test_planted_infinities_in_deltas():
+    """A bad layer says so, its neighbour's own numbers stay right."""
+    deltas = groups({"layer_1": jnp.ones((2, 3)), "layer_2": jnp.ones((2, 3)).at[0, 0].set(jnp.nan)})
+    found = stats.delta_statistics(deltas, jnp.float32(2))
+    assert found["delta_rms"][0] == 1 and np.isnan(found["delta_rms"][1])
+    assert stats.any_bad(deltas).tolist() == [False, True]
+    batch_of_one = groups({"layer_1": jnp.ones((1, 3))}), groups({"layer_1": jnp.ones((1, 2))})
+    assert np.isnan(
+        stats.noise_statistics(tree_of(jnp.ones((3, 2))), *batch_of_one, jnp.float32(1))["gradient_signal_to_noise"]
+    )
+
+
+@pytest.mark.parametrize("kind", ["bfloat16", "float16"])
+def test_histogram_of_every_small_float(kind):
+    """All 65,536 bit patterns, subnormals included, fall where their value does in float32."""
+    bits = np.arange(2**16, dtype=np.uint16)
+    x = bits.view(jnp.dtype(kind))
+    have = np.asarray(jax.jit(stats.log2_histogram)(jnp.asarray(x)))
+    with np.errstate(all="ignore"):
+        wide = x.astype(np.float64)
+    keep = np.ones(len(x), bool)
+    np.testing.assert_array_equal(have, numpy_counts(wide[keep]))
+    assert have.sum() == 2**16
+
+
+def test_a_mask_leaves_rows_out():
+    """Rows that do not count are in no bin, NaN among them included."""
+    x = jnp.asarray([[1.0, 2.0], [0.0, -1.0], [jnp.nan, 8.0]])
+    have = np.asarray(stats.log2_histogram(x, jnp.asarray([True, True, False])))
+    np.testing.assert_array_equal(have, numpy_counts(np.array([1.0, 2.0, 0.0, -1.0])))
+
+
+def test_other_types_are_refused():
+    with pytest.raises(ValueError, match="int32 are not allowed; allowed: float32"):
+        stats.log2_histogram(jnp.ones(3, jnp.int32))
+
+
+@pytest.mark.parametrize("size", [1e-36, 1e-22, 1.0, 1e25])
+def test_one_vanished_layer_spoils_no_other(size):
+    """Norms are right in both layers, whichever of them leaves the range of plain squares."""
+    rng = np.random.default_rng(6)
+    a, b = rng.normal(size=(2, 30, 20)).astype(np.float32)
+    b = (b * size).astype(np.float32)
+    b[np.abs(b) < TINY] = 0
+    tree = {"layer_1": {"kernel": jnp.asarray(a)}, "layer_2": {"kernel": jnp.asarray(b)}}
+    found = jax.jit(stats.norm_statistics)(tree)
+    for i, x in enumerate((a, b)):
+        want = expected(x)
+        for name in ("gradient_norm", "gradient_rms"):
+            assert float(found[name][i]) == pytest.approx(want[name], rel=3e-6, abs=0), name
+        assert float(found["gradient_log10_rms"][i]) == pytest.approx(want["gradient_log10_rms"], rel=0, abs=2e-6)
 
 
 def test_norm_and_rms():

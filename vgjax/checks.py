@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from vgjax.activations import activation
 from vgjax.cadence import steps_of
 from vgjax.config import Config, Hypers
-from vgjax.families import chosen
+from vgjax.families import chosen, kept
 from vgjax.initializers import initializer, weight_variance
 from vgjax.names import resolve, text_of
 from vgjax.optim import OPTIMIZERS, SCHEDULES, make_optimizer
@@ -39,6 +39,7 @@ def check_names(config: Config) -> None:
     if not isinstance(steps, list) or any(type(step) is not int for step in steps) or steps != sorted(set(steps)):
         raise ValueError(f"cadence {text_of(config.cadence)!r} gives {steps!r}; allowed: a list of ascending steps")
     chosen(config)
+    kept(config, [f"layer_{i}" for i in range(1, len(config.hidden) + 2)])
     schedule = resolve("schedule", SCHEDULES, config.schedule)
     with jax.numpy_dtype_promotion("standard"):
         count, factor = jax.ShapeDtypeStruct((), jnp.int32), jax.ShapeDtypeStruct((), jnp.float32)

@@ -112,7 +112,7 @@ FAMILIES: dict[str, Family] = {
     "decay": Family(
         _decay,
         "‖δ_l‖/‖δ_{l+1}‖, split into weight gain, slope of the activation and alignment",
-        "Schoenholz et al. 2017, 1611.01232, equation 10",
+        "Schoenholz et al. 2017, 1611.01232",
         ("decay_ratio", "decay_weight_gain", "decay_slope", "decay_alignment"),
     ),
     "gradient_histogram": _histogram(

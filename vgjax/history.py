@@ -57,7 +57,12 @@ VARIABLES: dict[str, tuple[tuple[str, ...], str]] = {
     "train_accuracy": ((), "share classified right over the epoch's training steps"),
     "validation_loss": ((), "cross-entropy over the validation examples, mean [nats]"),
     "validation_accuracy": ((), "share of the validation examples classified right"),
+    "first_bad_step": ((), "first step in which something was NaN or infinite, −1: none"),
+    "first_bad_layer": ((), "the layer where that began"),
+    "first_bad_in": ((), "in which pass: forward, backward, or update of the weights"),
 }
+
+TABLES = {"statistics.csv": "record", "evaluations.csv": "evaluation", "lanes.csv": "lane"}
 
 
 def chunk(
@@ -68,6 +73,7 @@ def chunk(
     evaluated_at: int,
     evaluation: Mapping[str, np.ndarray],
     steps_per_epoch: int,
+    divergence: Sequence[Mapping[str, int | str]],
 ) -> xr.Dataset:
     """Label what one chunk of steps left behind.
 
@@ -79,6 +85,7 @@ def chunk(
       evaluated_at: number of steps done at the evaluation.
       evaluation: name → [lanes].
       steps_per_epoch: for the epoch coordinate.
+      divergence: of each lane, where it left the finite numbers so far (see `vgjax.divergence`).
     """
     left, right = stats.bin_edges()
     fans = np.array(list(layers.values()))
@@ -87,6 +94,7 @@ def chunk(
         name: (("lane", "record", *VARIABLES[name][0]), np.asarray(values)[:, :n]) for name, values in records.items()
     }
     variables |= {name: (("lane", "evaluation"), np.asarray(values)[:, None]) for name, values in evaluation.items()}
+    variables |= {name: (("lane",), np.array([lane[name] for lane in divergence])) for name in divergence[0]}
     coordinates = {
         **{name: ("lane", np.asarray(values)) for name, values in lanes.items()},
         "step": ("record", np.asarray(steps, np.int64)),
@@ -110,7 +118,7 @@ def join(parts: Sequence[xr.Dataset]) -> xr.Dataset:
     for dimension in ("record", "evaluation"):
         names = [name for name, v in parts[0].variables.items() if dimension in v.dims]
         along[dimension] = xr.concat([part[names].drop_vars(_foreign(part, names)) for part in parts], dimension)
-    constant = parts[0].drop_dims(["record", "evaluation"])
+    constant = parts[-1].drop_dims(["record", "evaluation"])  # the last one knows most
     return xr.merge([constant, *along.values()], compat="override", combine_attrs="override")
 
 
@@ -132,18 +140,21 @@ def forget_after(folder: Path, step: int) -> None:
 
 
 def finish(folder: Path, whole: xr.Dataset) -> None:
-    """Write the whole history as `history.nc`, `statistics.csv` and `evaluations.csv`; drop the chunks."""
+    """Write the whole history as `history.nc` and three tables; drop the chunks."""
     _write(whole, folder / "history.nc")
     write_tables(folder, whole)
     shutil.rmtree(folder / "history", ignore_errors=True)
 
 
 def write_tables(folder: Path, history: xr.Dataset) -> None:
-    """The history as two CSV files: a row a lane, step and layer; a row a lane and evaluation."""
+    """The history as CSV files: a row a lane, step and layer; a row a lane and evaluation; a row a lane."""
     scalars = history.drop_dims("bin")
-    by_dimension = {"statistics.csv": "record", "evaluations.csv": "evaluation"}
-    for file, dimension in by_dimension.items():
-        names = [name for name, v in scalars.data_vars.items() if dimension in v.dims]
+    for file, dimension in TABLES.items():
+        names = [
+            name
+            for name, v in scalars.data_vars.items()
+            if next(d for d in TABLES.values() if d in v.dims) == dimension
+        ]
         table = scalars[names].to_dataframe().reset_index()
         temporary = folder / f".{file}.tmp"
         table.to_csv(temporary, index=False)

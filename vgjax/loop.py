@@ -6,6 +6,7 @@ import bisect
 import dataclasses
 import functools
 import itertools
+import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -21,6 +22,7 @@ from vgjax.cadence import steps_of
 from vgjax.checks import check_names
 from vgjax.config import Config, Hypers, check_hypers
 from vgjax.data import Dataset, load
+from vgjax.divergence import NOWHERE, describe, first_bad
 from vgjax.families import kept
 from vgjax.folder import RunFolder
 from vgjax.initializers import is_data_dependent
@@ -109,22 +111,107 @@ def run(
     program = Program(config, dataset.classes, len(train.labels), where)
     chunks = plan(config, program.steps_per_epoch, program.total_steps)
     lanes, coordinates = _lanes(settings, seeds, config.replicas)
-    most = max(len(chunk.recorded) for chunk in chunks)
+    most = max(2, *(len(chunk.recorded) for chunk in chunks))  # no fewer than a last epoch's two
     shared = Shared(train, validation, _plan_arrays(chunks[0], most))
-    state = _first_state(program, shared, lanes, variables)  # what can be refused is refused before a file is written
+    start, arguments = _start(program, shared, lanes, variables)
+    like = jax.eval_shape(start, *arguments)
+    chunk_program = _chunk_program(_without_start(program), _lane_bytes(like))
+    if folder is None or not Path(folder).exists():  # else there may be nothing left to run
+        like = jax.tree.map(lambda x: jax.ShapeDtypeStruct((n_lanes, *x.shape[1:]), x.dtype), like)
+        chunk_program = parallel.compiling(chunk_program, where, shared, (lanes, like))
+    state = _first_state(start, arguments, n_lanes)  # what can be refused is refused before a file is written
     disk = None
     if folder is not None:
         about = {"config": config, "hypers": settings, "seeds": seeds, "data": dataset.source}
         disk = RunFolder.open(Path(folder), about, resume)
     try:
-        return _train(program, chunks, shared, lanes, state, coordinates, disk, tensorboard, progress)
+        return _train(program, chunk_program, chunks, shared, lanes, state, coordinates, disk, tensorboard, progress)
     finally:
         if disk:
             disk.close()
 
 
+class _Flight(NamedTuple):
+    """A chunk that the devices are working on."""
+
+    chunk: Chunk
+    plan: Plan
+    before: State
+    after: tuple[State, dict, dict]
+
+
+class _Landing:
+    """What becomes of a finished chunk: history, records, checkpoint, and a closer look where a lane diverged."""
+
+    def __init__(
+        self,
+        program: Program,
+        shared: Shared,
+        lanes: Lane,
+        coordinates: dict[str, np.ndarray],
+        params: Any,
+        lane_bytes: int,
+        disk: RunFolder | None,
+        parts: list[xr.Dataset],
+        progress: Callable[[xr.Dataset, int], None] | None,
+    ):
+        self.program, self.shared, self.lanes, self.coordinates = program, shared, lanes, coordinates
+        self.disk, self.parts, self.progress = disk, parts, progress
+        self.lane_bytes = lane_bytes
+        self.all_layers = [name for group in weight_groups(params) for name in group.names]
+        self.layers = layer_shapes(program.config, params)
+        self.divergence = [
+            {name: parts[-1][name].values[i] for name in NOWHERE} if parts else NOWHERE
+            for i in range(len(coordinates["seed"]))
+        ]
+
+    def diverged(self) -> np.ndarray:
+        """Which lanes have left the finite numbers, bool [lanes]."""
+        return np.array([place["first_bad_step"] >= 0 for place in self.divergence])
+
+    def land(self, flight: _Flight, is_last: bool) -> None:
+        """Wait for a chunk, and keep what it brings."""
+        program, chunk = self.program, flight.chunk
+        state, *found = flight.after
+        records, evaluation = parallel.gather(program.where, found)
+        suspects = ~np.isfinite(evaluation["train_loss"] + evaluation["validation_loss"]) & ~self.diverged()
+        if suspects.any():
+            self._look_closer(flight, np.flatnonzero(suspects))
+        part = history.chunk(
+            self.coordinates,
+            self.layers,
+            chunk.recorded,
+            records,
+            chunk.stop,
+            evaluation,
+            program.steps_per_epoch,
+            self.divergence,
+        )
+        self.parts.append(part)
+        if self.disk:
+            self.disk.write(part)
+        stop = None
+        try:
+            if self.progress:
+                self.progress(part, program.total_steps)
+        except KeyboardInterrupt as asked:  # what has landed is kept
+            stop = asked
+        if self.disk and (stop or is_last or self.disk.wants_checkpoint()):
+            self.disk.save(chunk.stop, parallel.gather(program.where, (self.lanes, state)))
+        if stop:
+            raise stop
+
+    def _look_closer(self, flight: _Flight, suspects: np.ndarray) -> None:
+        closer = _divergence_program(_without_start(self.program), self.lane_bytes)
+        found = closer(self.shared._replace(plan=flight.plan), (self.lanes, flight.before))
+        steps, bad = parallel.gather(self.program.where, found)
+        for i in suspects:
+            self.divergence[i] = describe(steps[i], bad[i], self.all_layers)
+
+
 def _train(
     program: Program,
+    chunk_program: Callable[..., Any],
     chunks: list[Chunk],
     shared: Shared,
     lanes: Lane,
@@ -136,44 +223,26 @@ def _train(
 ) -> Result:
     where = program.where
     most = shared.plan.gaps.shape[0] - 1
-    layers = layer_shapes(program.config, jax.tree.map(lambda x: x[0], state.variables["params"]))
+    params, lane_bytes = jax.tree.map(lambda x: x[0], state.variables["params"]), _lane_bytes(state)
     done = 0
     parts: list[xr.Dataset] = []
     if disk:
         done, (lanes, state), parts = disk.resume((lanes, state), tensorboard)
-    chunk_program = _chunk_program(_without_start(program), _lane_bytes(state, len(coordinates["seed"])))
     shared, (lanes, state) = parallel.place(where, shared, (lanes, state))
-
-    def land(chunk: Chunk, state: State, records: dict, evaluation: dict) -> None:
-        records, evaluation = parallel.gather(where, (records, evaluation))
-        part = history.chunk(
-            coordinates, layers, chunk.recorded, records, chunk.stop, evaluation, program.steps_per_epoch
-        )
-        parts.append(part)
-        if disk:
-            disk.write(part)
-        stop = None
-        try:
-            if progress:
-                progress(part, program.total_steps)
-        except KeyboardInterrupt as asked:  # what has landed is kept
-            stop = asked
-        if disk and (stop or chunk is chunks[-1] or disk.wants_checkpoint()):
-            disk.save(chunk.stop, parallel.gather(where, (lanes, state)))
-        if stop:
-            raise stop
-
-    in_flight = None
+    landing = _Landing(program, shared, lanes, coordinates, params, lane_bytes, disk, parts, progress)
+    flight: _Flight | None = None
     for chunk in chunks:
         if chunk.start < done:
             continue
+        if landing.diverged().all():  # nothing is left that could be learnt
+            break
         now, _ = parallel.place(where, _plan_arrays(chunk, most), ())
-        state, records, evaluation = chunk_program(shared._replace(plan=now), (lanes, state))
-        if in_flight:  # the devices work on this chunk while the one before lands
-            land(*in_flight)
-        in_flight = chunk, state, records, evaluation
-    if in_flight:
-        land(*in_flight)
+        after = chunk_program(shared._replace(plan=now), (lanes, state))
+        if flight:  # the devices work on this chunk while the one before lands
+            landing.land(flight, is_last=False)
+        flight, state = _Flight(chunk, now, state, after), after[0]
+    if flight:
+        landing.land(flight, is_last=True)
     whole_history = history.join(parts)
     if disk:
         disk.finish(whole_history)
@@ -234,16 +303,22 @@ def _lanes(settings: list[Hypers], seeds: list[int], replicas: int) -> tuple[Lan
     return lanes, coordinates
 
 
-def _first_state(program: Program, shared: Shared, lanes: Lane, variables: Variables | None) -> State:
-    """On the host, [lanes, …]."""
+def _start(
+    program: Program, shared: Shared, lanes: Lane, variables: Variables | None
+) -> tuple[Callable[..., State], tuple[Shared, Any]]:
+    """What makes the first state, [lanes, …] or [lanes / replicas, …], and its arguments."""
     if variables is not None:
-        return jax.device_get(_start_program(program, fresh_state)(shared, (lanes, variables)))
-    replicas = program.config.replicas
-    starts = jax.tree.map(lambda x: x[::replicas], lanes)  # replicas start alike
+        return _start_program(program, fresh_state), (shared, (lanes, variables))
+    starts = jax.tree.map(lambda x: x[:: program.config.replicas], lanes)  # replicas start alike
     program, train = _start_only(program, shared.train)
     unseen: Any = None
-    state = jax.device_get(_start_program(program, initial_state)(Shared(train, unseen, unseen), starts))
-    return jax.tree.map(lambda x: x.repeat(replicas, axis=0), state)
+    return _start_program(program, initial_state), (Shared(train, unseen, unseen), starts)
+
+
+def _first_state(start: Callable[..., State], arguments: tuple[Shared, Any], n_lanes: int) -> State:
+    """On the host, [lanes, …]."""
+    state = jax.device_get(start(*arguments))
+    return jax.tree.map(lambda x: x.repeat(n_lanes // len(x), axis=0), state)
 
 
 @functools.lru_cache(maxsize=64)
@@ -269,6 +344,7 @@ def _start_only(program: Program, train: Arrays) -> tuple[Program, Arrays]:
     }
     if not any(map(is_data_dependent, (config.initializer, config.output_initializer or config.initializer))):
         later |= {"batch_size": 1, "shuffle": "never", "last_batch": "drop"}  # one blank example gives the shapes
+        later |= {"activation": "linear", "norm_epsilon": 1e-5, "norm_momentum": 0.99}
         train = jax.tree.map(lambda x: np.zeros((1, *x.shape[1:]), x.dtype), train)
     config, where = dataclasses.replace(config, **later), parallel.Layout(1, "lanes")
     return Program(config, program.classes, len(train.labels), where), train
@@ -277,6 +353,11 @@ def _start_only(program: Program, train: Arrays) -> tuple[Program, Arrays]:
 @functools.lru_cache(maxsize=64)
 def _chunk_program(program: Program, lane_bytes: int) -> Callable[..., Any]:
     return parallel.program(program.where, functools.partial(run_chunk, program), lane_bytes)
+
+
+@functools.lru_cache(maxsize=64)
+def _divergence_program(program: Program, lane_bytes: int) -> Callable[..., Any]:
+    return parallel.program(program.where, functools.partial(first_bad, program), lane_bytes)
 
 
 def _without_start(program: Program) -> Program:
@@ -295,8 +376,9 @@ def _without_start(program: Program) -> Program:
     return program._replace(config=dataclasses.replace(program.config, **start))
 
 
-def _lane_bytes(state: State, n_lanes: int) -> int:
-    return sum(leaf.nbytes for leaf in jax.tree.leaves(state)) // n_lanes
+def _lane_bytes(state: State) -> int:
+    """Of shapes [lanes, …]."""
+    return sum(math.prod(leaf.shape[1:]) * leaf.dtype.itemsize for leaf in jax.tree.leaves(state))
 
 
 def _batch_sizes(config: Config, n: int) -> tuple[int, ...]:

@@ -13,9 +13,12 @@ import importlib
 import os
 import re
 import sys
+import threading
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
+
+_PARSING = threading.Lock()  # two threads at once: "AST constructor recursion depth mismatch", in Python 3.11
 
 
 @dataclass(frozen=True)
@@ -45,7 +48,8 @@ def parse(text: str) -> Spec:
       ValueError: the text is not a name with literal arguments.
     """
     try:
-        node = ast.parse(re.sub(r"=\s*in\b", "='in'", text.strip()), mode="eval").body  # `in` is Python's own word
+        with _PARSING:
+            node = ast.parse(re.sub(r"=\s*in\b", "='in'", text.strip()), mode="eval").body  # `in` is Python's own word
         if isinstance(node, ast.Name):
             return Spec(node.id, (), {})
         if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and all(k.arg for k in node.keywords):

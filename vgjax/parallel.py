@@ -7,6 +7,7 @@ Either every device trains its own lanes, or every device takes its part of each
 from __future__ import annotations
 
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor, wait
 from functools import partial
 from typing import Any, Literal, NamedTuple
 
@@ -15,6 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 
 AXIS = "device"
+_BACKGROUND = ThreadPoolExecutor(1)
 
 Sharding = Literal["auto", "lanes", "batch"]
 
@@ -105,6 +107,19 @@ def place(where: Layout, shared: Any, lanes: Any) -> tuple[Any, Any]:
     return shared, jax.device_put(parts, _split(where))
 
 
+def placed_shapes(where: Layout, shared: Any, lanes: Any) -> tuple[Any, Any]:
+    """The shapes of what `place` returns, for arrays or shapes of them."""
+    replicated = jax.sharding.NamedSharding(_mesh(where), jax.sharding.PartitionSpec())
+    split = where.shard == "lanes"
+
+    def lane_shape(x: Any) -> jax.ShapeDtypeStruct:
+        shape = (where.n_devices, x.shape[0] // where.n_devices, *x.shape[1:]) if split else x.shape
+        return jax.ShapeDtypeStruct(shape, x.dtype, sharding=_split(where) if split else replicated)
+
+    shared = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=replicated), shared)
+    return shared, jax.tree.map(lane_shape, lanes)
+
+
 def gather(where: Layout, lanes: Any) -> Any:
     """Placed lanes, or results, back on the host as [n_lanes, …]."""
     lanes = jax.device_get(lanes)
@@ -141,6 +156,21 @@ def program(where: Layout, one_lane: Callable[..., Any], lane_bytes: int) -> Cal
         np.arange(where.n_devices, dtype=np.int32), _split(where)
     )  # pmap wants something to map over
     return partial(compiled, numbers)
+
+
+def compiling(compiled: Any, where: Layout, shared: Any, lanes: Any) -> Callable[..., Any]:
+    """What `program` gave, being compiled in the background from now on, for arrays (or shapes) as `place` takes them.
+
+    The first call waits, and finds the compiled program in JAX's cache; what goes wrong here goes wrong there again.
+    """
+    shapes = placed_shapes(where, shared, lanes)
+    done = _BACKGROUND.submit(lambda: compiled.func.lower(*compiled.args, *shapes).compile())
+
+    def call(*arguments: Any) -> Any:
+        wait([done])
+        return compiled(*arguments)
+
+    return call
 
 
 def start_program(one_lane: Callable[..., Any]) -> Callable[..., Any]:

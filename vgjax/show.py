@@ -92,6 +92,19 @@ def print_data(rows: Sequence[dict[str, Any]]) -> None:
 
 def print_run(history: xr.Dataset, folder: Path, has_curves: bool) -> None:
     """What came of a run, and where it is."""
+    if "gradient_log10_rms" in history:
+        _print_layers(history)
+    accuracy = float(history["validation_accuracy"].isel(evaluation=-1).mean())
+    lanes = history.sizes["lane"]
+    print(f"validation accuracy {accuracy:.4f}, mean over {lanes} lane{'s' if lanes > 1 else ''}")
+    for lane in np.flatnonzero(history["first_bad_step"].values >= 0):
+        print(_divergence(history.isel(lane=lane)))
+    print(f"history     {folder / 'history.nc'}\nstatistics  {folder / 'statistics.csv'}")
+    if has_curves:
+        print(f"curves      {sys.executable} -m tensorboard.main --logdir {folder / 'tensorboard'}")
+
+
+def _print_layers(history: xr.Dataset) -> None:
     first, last = (_layer_rms(history, record) for record in (0, -1))
     steps = history["step"].values
     columns = ("layer", "fan_in", "fan_out", f"step {steps[0]}", f"step {steps[-1]}")
@@ -103,12 +116,13 @@ def print_run(history: xr.Dataset, folder: Path, has_curves: bool) -> None:
         )
     ]
     print_table("RMS of the weight gradient, geometric mean over lanes", columns, rows, columns[1:])
-    accuracy = float(history["validation_accuracy"].isel(evaluation=-1).mean())
-    lanes = history.sizes["lane"]
-    print(f"validation accuracy {accuracy:.4f}, mean over {lanes} lane{'s' if lanes > 1 else ''}")
-    print(f"history     {folder / 'history.nc'}\nstatistics  {folder / 'statistics.csv'}")
-    if has_curves:
-        print(f"curves      {sys.executable} -m tensorboard.main --logdir {folder / 'tensorboard'}")
+
+
+def _divergence(lane: xr.Dataset) -> str:
+    step, layer, where = (lane[f"first_bad_{what}"].item() for what in ("step", "layer", "in"))
+    who = f"seed {lane['seed'].item()}, learning rate {lane['learning_rate'].item():g}"
+    which = "update of the weights" if where == "update" else f"{where} pass"
+    return f"diverged    {who}: NaN or infinity from step {step} on, first in {layer} ({which})"
 
 
 def _layer_rms(history: xr.Dataset, record: int) -> np.ndarray:
@@ -152,7 +166,7 @@ class ProgressBar:
           part: its history.
           total: steps of the whole run.
         """
-        if part.sizes["record"]:
+        if part.sizes["record"] and "gradient_log10_rms" in part:
             self._rms = float(_layer_rms(part, -1)[0])
         loss, accuracy = (float(part[name].mean()) for name in ("train_loss", "validation_accuracy"))
         done = int(part["evaluated_at"].values[-1])

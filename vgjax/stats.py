@@ -1,7 +1,7 @@
 """Per-layer statistics: pure functions from pytrees of arrays to small arrays with a leading layer axis.
 
-Vanishing gradients live at magnitudes whose squares underflow in float32, so every norm is scaled by the largest
-magnitude first, and log₁₀ of the RMS stands beside the raw value.
+Vanishing gradients live at magnitudes whose squares underflow in float32, so every norm is scaled by a power of two
+first, and log₁₀ of the RMS stands beside the raw value.
 """
 
 from __future__ import annotations
@@ -26,15 +26,15 @@ Statistics = dict[str, jax.Array]
 
 
 def norm(x: jax.Array) -> jax.Array:
-    """‖x‖₂ over all elements, right wherever the result is a float32 number: max|x| · √Σ(x / max|x|)²."""
-    largest, unit = _scaled(x)
-    return largest * jnp.sqrt(_sum(jnp.square(unit)))
+    """‖x‖₂ over all elements, right wherever the result is a float32 number: 2ᵏ · √Σ(x / 2ᵏ)², 2ᵏ just below max|x|."""
+    power, unit = _scaled(x)
+    return power * jnp.sqrt(_sum(jnp.square(unit)))
 
 
 def rms(x: jax.Array) -> jax.Array:
     """‖x‖₂ / √n, the tutorial's statistic."""
-    largest, unit = _scaled(x)
-    return largest * jnp.sqrt(_sum(jnp.square(unit)) / x.size)
+    power, unit = _scaled(x)
+    return power * jnp.sqrt(_sum(jnp.square(unit)) / x.size)
 
 
 def norm_statistics(gradients: Any, stacked: str = "") -> Statistics:
@@ -112,7 +112,7 @@ def point_statistics(raw: Any, clipped: Any, updates: Any, stacked: str = "") ->
             "clipped_fraction": _sum((_bits(g) != _bits(c)).astype(jnp.float32)) / g.size,
             "clipped_cosine": cosine(g, c),
             "update_norm": norm(dw),
-            "update_cosine": cosine(-g, dw),
+            "update_cosine": -cosine(g, dw),
         }
 
     return _per_layer(one, *(weight_groups(tree, stacked) for tree in (raw, clipped, updates)))
@@ -138,13 +138,13 @@ def activation_statistics(
     for h_group, slope_group, top in zip(activations, slopes, steepest, strict=True):
 
         def one(h: jax.Array, slope: jax.Array, top: float = top) -> Statistics:
-            largest, unit = _scaled(_kept(h, mask))
+            power, unit = _scaled(_kept(h, mask))
             mean = _mean(unit, mask)
             flat = jnp.abs(slope)
             dead = jnp.all(_kept(flat, mask) == 0, axis=0)
             return {
-                "activation_mean": largest * mean,
-                "activation_std": largest * jnp.sqrt(_mean(jnp.square(unit - mean), mask)),
+                "activation_mean": power * mean,
+                "activation_std": power * jnp.sqrt(_mean(jnp.square(unit - mean), mask)),
                 "activation_dead_fraction": jnp.mean(dead, dtype=jnp.float32),
                 "activation_saturated_fraction": _mean((flat <= SATURATED_SLOPE * top).astype(jnp.float32), mask),
             }
@@ -188,9 +188,9 @@ def noise_statistics(
     """  # noqa: E501
 
     def one(g: jax.Array, x: jax.Array, delta: jax.Array) -> Statistics:
-        (most_x, x), (most_d, delta) = _scaled(x), _scaled(delta)
+        (power_x, x), (power_d, delta) = _scaled(x), _scaled(delta)
         per_example = jnp.sum(jnp.square(x), axis=-1) * jnp.sum(jnp.square(delta), axis=-1)
-        signal = jnp.square(norm(g) / most_d / most_x)
+        signal = jnp.square(norm(g) / power_d / power_x)
         noise = (count * jnp.sum(per_example) - signal) / (count - 1)
         return {"gradient_signal_to_noise": jnp.where(count > 1, signal / noise, jnp.nan)}
 
@@ -222,11 +222,11 @@ def decay_statistics(params: Any, slopes: Sequence[Group], deltas: Sequence[Grou
         return {"slope": _lengths(slope, count * slope.shape[-1])["rms"]}
 
     def parts(delta: jax.Array) -> Statistics:
-        largest, unit = _scaled(delta)
-        return {"largest": largest, "rest": jnp.sqrt(_sum(jnp.square(unit)))}
+        power, unit = _scaled(delta)
+        return {"power": power, "rest": jnp.sqrt(_sum(jnp.square(unit)))}
 
     delta, end = _per_layer(parts, deltas), jnp.full(1, jnp.nan, jnp.float32)
-    ratio = (delta["largest"][:-1] / delta["largest"][1:]) * (delta["rest"][:-1] / delta["rest"][1:])
+    ratio = (delta["power"][:-1] / delta["power"][1:]) * (delta["rest"][:-1] / delta["rest"][1:])
     weight_gain = _per_layer(gain, weight_groups(params))["gain"][1:]
     slope = _per_layer(steepness, slopes)["slope"][:-1]
     columns = {"ratio": ratio, "weight_gain": weight_gain, "slope": slope, "alignment": ratio / (weight_gain * slope)}
@@ -237,6 +237,11 @@ def cosine(a: jax.Array, b: jax.Array) -> jax.Array:
     """⟨a, b⟩/(‖a‖‖b‖) over all elements, whatever their magnitudes; NaN where one of them is zero."""
     (_, a), (_, b) = _scaled(a), _scaled(b)
     return _sum(a * b) / (jnp.sqrt(_sum(jnp.square(a))) * jnp.sqrt(_sum(jnp.square(b))))
+
+
+def any_bad(groups: Sequence[Group]) -> jax.Array:
+    """Whether anything is NaN or infinite in each layer, bool [layers]."""
+    return _each(lambda x: ~jnp.all(jnp.isfinite(x)), groups)
 
 
 def histograms(groups: Sequence[Group], mask: jax.Array | None = None) -> jax.Array:
@@ -290,7 +295,7 @@ def bin_edges() -> tuple[np.ndarray, np.ndarray]:
 
 
 def _spread(g: jax.Array) -> Statistics:
-    largest, unit = _scaled(g)
+    power, unit = _scaled(g)
     mean = _sum(unit) / g.size
     magnitude = _bits(g) & 0x7FFFFFFF
     is_zero = magnitude == 0  # by the bits: to a CPU that flushes subnormals these compare equal to zero too
@@ -300,9 +305,9 @@ def _spread(g: jax.Array) -> Statistics:
         for kind, bound in LARGEST_LOST.items()
     }
     return {
-        "mean": largest * mean,
-        "std": largest * jnp.sqrt(_sum(jnp.square(unit - mean)) / g.size),
-        "max": largest,
+        "mean": power * mean,
+        "std": power * jnp.sqrt(_sum(jnp.square(unit - mean)) / g.size),
+        "max": jnp.max(jnp.abs(g)),
         "zero_fraction": _sum(is_zero.astype(jnp.float32)) / g.size,
         **lost,
     }
@@ -310,12 +315,12 @@ def _spread(g: jax.Array) -> Statistics:
 
 def _lengths(x: jax.Array, count: Any = None) -> Statistics:
     count = x.size if count is None else count
-    largest, unit = _scaled(x)
+    power, unit = _scaled(x)
     square = _sum(jnp.square(unit))
     return {
-        "norm": largest * jnp.sqrt(square),
-        "rms": largest * jnp.sqrt(square / count),
-        "log10_rms": jnp.log10(largest) + jnp.log10(square / count) / 2,
+        "norm": power * jnp.sqrt(square),
+        "rms": power * jnp.sqrt(square / count),
+        "log10_rms": _log10(power, square / count),
     }
 
 
@@ -366,12 +371,19 @@ def _bits(x: jax.Array) -> jax.Array:
 
 
 def _scaled(x: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """max|x| and x / max|x| (x itself where all is zero or something is infinite)."""
+    """The power of two below max|x|, and x divided by it, exactly (x itself where all is zero or something is bad)."""
     x = x.astype(jnp.float32)
-    largest = jnp.max(jnp.abs(x))
-    divisor = jnp.where((largest > 0) & (largest < jnp.inf), largest, jnp.ones_like(largest))
-    quarter = jnp.where(divisor > 1, jnp.float32(0.25), jnp.float32(1))  # the reciprocal of 2¹²⁷ would be flushed to 0
-    return largest, (x * quarter) / (divisor * quarter)
+    exponent = (_bits(jnp.max(jnp.abs(x))) >> 23).astype(jnp.int32)  # biased, of the largest
+    exponent = jnp.where((exponent == 0) | (exponent == 255), 127, jnp.minimum(exponent, 253))
+    power, inverse = (jax.lax.bitcast_convert_type(e << 23, jnp.float32) for e in (exponent, 254 - exponent))
+    return power, x * inverse
+
+
+def _log10(power: jax.Array, mean_square: jax.Array) -> jax.Array:
+    """log₁₀(2ᵏ √mean_square), rounded once: k log₁₀ 2 in two parts, the first of them exact."""
+    k = ((_bits(power) >> 23).astype(jnp.int32) - 127).astype(jnp.float32)
+    first = jnp.float32(1233 / 4096)
+    return k * first + (k * jnp.float32(np.log10(2) - 1233 / 4096) + jnp.log10(mean_square) / 2)
 
 
 def _sum(x: jax.Array) -> jax.Array:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import zlib
+from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -170,6 +172,22 @@ def fresh_state(program: Program, shared: Shared, lane_and_variables: tuple[Lane
     return State(variables, tx.init(variables["params"]))
 
 
+def stepper(program: Program, shared: Shared, lane: Lane, start: jax.Array) -> Callable[[State, jax.Array], Any]:
+    """The train step as a function of the state and the step t, within the epoch that holds the step `start`."""
+    per_epoch = program.steps_per_epoch
+    order = _order(program, lane, start // per_epoch)
+
+    @partial(jax.jit, inline=True)  # traced once for all its uses
+    def step(state: State, t: jax.Array) -> tuple[State, Outcome, View]:
+        device = parallel.device_index(program.where)
+        batch = batches.batch_at(
+            program.config, shared.train, order, t % per_epoch, lane.replica, device, program.where.batch_devices
+        )
+        return train_step(program, lane, state, batch)
+
+    return step
+
+
 def run_chunk(program: Program, shared: Shared, lane_and_state: tuple[Lane, State]) -> tuple[State, dict, dict]:
     """The steps of one chunk, and the validation at its end.
 
@@ -178,15 +196,8 @@ def run_chunk(program: Program, shared: Shared, lane_and_state: tuple[Lane, Stat
       evaluation (means over the chunk's steps, and over the validation examples).
     """
     lane, state = lane_and_state
-    plan, per_epoch = shared.plan, program.steps_per_epoch
-    order = _order(program, lane, plan.start // per_epoch)
-
-    def step(state: State, t: jax.Array) -> tuple[State, Outcome, View]:
-        device = parallel.device_index(program.where)
-        batch = batches.batch_at(
-            program.config, shared.train, order, t % per_epoch, lane.replica, device, program.where.batch_devices
-        )
-        return train_step(program, lane, state, batch)
+    plan = shared.plan
+    step = stepper(program, shared, lane, plan.start)
 
     def bare(_: jax.Array, carry: tuple) -> tuple:
         state, meter, t = carry

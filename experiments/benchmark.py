@@ -1,0 +1,358 @@
+"""`python -m experiments.benchmark`: what the instrument costs, and how fast it trains, as ratios measured in one run.
+
+Everything is measured in turns, several times over; a ratio is the median over the turns of one time over another of
+the same turn, with its 95 % interval by order statistics. Networks: the MXNet tutorial's (784-512-…-16-10, ReLU, batch
+128, momentum), a chunk of 200 steps on synthetic images; and the Keras notebook's (2-128-64-…-3, sigmoid, Adam, 30
+epochs of 150 flowers). PyTorch and Keras take part where they are installed (`pip install '.[bench]'`).
+
+Command: `make bench` (about 10 minutes on 2 cores). Nothing else should run beside it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import tyro
+
+os.environ.setdefault("JAX_NUM_CPU_DEVICES", str(os.cpu_count()))  # lanes share the cores as they do in experiments
+
+
+@dataclass(frozen=True)
+class Options:
+    """Measure what the instrument costs, and how fast it trains."""
+
+    out: Path = Path("experiments/results/bench.json")
+    """Where the rows go [file]."""
+    repeats: int = 9
+    """Turns [turns]."""
+    smoke: bool = False
+    """One turn of everything, on few steps: tests the code, measures nothing."""
+
+
+class Goal(NamedTuple):
+    """A ratio that is measured, and what it should be."""
+
+    name: str
+    what: str
+    over: str  # the time below the line
+    under: str = "bare"
+    at_most: float | None = None
+    at_least: float | None = None
+    per: float = 1.0  # runs above the line for one below it
+
+    def __str__(self) -> str:
+        if self.at_most is not None:
+            return f"≤ {self.at_most:g}"
+        return "" if self.at_least is None else f"≥ {self.at_least:g}"
+
+
+LANES, IRIS_LANES = 8, 256
+HISTOGRAM = ("gradient_histogram",)
+WATCHES: dict[str, tuple[tuple[str, ...], str]] = {  # what is recorded, and when
+    "bare": ((), "at(0)"),
+    "norms": (("norms",), "every(1)"),
+    "histograms_10": (HISTOGRAM, "every(10)"),
+    "histograms": (HISTOGRAM, "every(1)"),
+    "everything_10": (("all",), "every(10)"),
+}
+GOALS = (
+    Goal("norms_every_step", "norms of every layer's gradient, every step", "norms", at_most=1.03),
+    Goal("histograms_every_10", "histogram of every weight gradient, every 10th step", "histograms_10", at_most=1.05),
+    Goal("histograms_every_step", "the same, every step", "histograms", at_most=1.25),
+    Goal("everything_every_10", "everything that can be recorded, every 10th step", "everything_10", at_most=1.15),
+    Goal("one_lane_vs_pytorch", "one lane with norms, over PyTorch bare", "norms", "torch", at_most=0.95),
+    Goal(
+        "eight_lanes_vs_pytorch_per_lane",
+        "a lane of eight, over PyTorch bare",
+        "lanes",
+        "torch",
+        at_most=0.7,
+        per=LANES,
+    ),
+    Goal(
+        "iris_runs_vs_pytorch",
+        "Iris runs a second, times PyTorch's",
+        "torch_iris",
+        "iris",
+        at_least=15,
+        per=1 / IRIS_LANES,
+    ),
+    Goal(
+        "iris_runs_vs_keras",
+        "Iris runs a second, times Keras's",
+        "keras_iris",
+        "iris",
+        at_least=300,
+        per=1 / IRIS_LANES,
+    ),
+    Goal("matmul_floor_share", "the matrix products alone, over the bare run", "matmul", at_least=0.7),
+    Goal("compile_depth_240_vs_8", "first step of 240 layers, over that of 8", "deep", "shallow", at_most=2.0),
+    Goal("pytorch_norms", "PyTorch with norms, over PyTorch bare", "torch_norms", "torch"),
+    Goal("pytorch_histograms", "PyTorch with TensorBoard histograms, over bare", "torch_histograms", "torch"),
+    Goal("keras_bare_vs_pytorch", "Keras `fit`, over PyTorch bare", "keras", "torch"),
+    Goal("keras_tensorboard", "Keras with its TensorBoard callback, over bare", "keras_tensorboard", "keras"),
+)
+
+
+def measure(options: Options) -> dict[str, list[float]]:
+    """Seconds of every contestant, one value a turn."""
+    contestants = {**_ours(options), **_peers(options)}
+    seconds: dict[str, list[float]] = {name: [] for name in contestants}
+    from rich.progress import track
+
+    turns = 1 if options.smoke else options.repeats
+    for contest in contestants.values():  # warm up: compile
+        contest(-1)
+    for turn in track(range(turns), description="turns", disable=not sys.stderr.isatty()):
+        for name, contest in contestants.items():
+            seconds[name].append(contest(turn))
+    return seconds
+
+
+def _ours(options: Options) -> dict[str, Callable[[int], float]]:
+    import experiments.keras_notebook as notebook
+    import experiments.mxnet_mnist as tutorial
+    from vgjax import run
+    from vgjax.data import load
+
+    steps = 10 if options.smoke else 200
+    images = _images(steps * tutorial.CLEAN.batch_size)
+    tutorials = replace(tutorial.CLEAN, **tutorial.GRID["uniform, relu"], dataset="synthetic", epochs=4)
+
+    def chunk(record: tuple[str, ...], cadence: str, seeds: int = 1, devices: int | None = 1) -> Callable[[int], float]:
+        """Seconds from one landing to the next, of the median chunk."""
+        config = replace(tutorials, record=record, cadence=cadence)
+
+        def seconds(turn: int) -> float:
+            landings: list[float] = []
+            landed = lambda part, total: landings.append(time.perf_counter())  # noqa: E731
+            run(config, tutorial.HYPERS, seeds, dataset=images, devices=devices, progress=landed)
+            return float(np.median(np.diff(landings)))
+
+        return seconds
+
+    epochs, lanes = (1, 4) if options.smoke else (30, IRIS_LANES)
+    iris = replace(notebook.IRIS, epochs=epochs, record=("norms",))
+    flowers = load("iris_petal")
+
+    def iris_runs(turn: int) -> float:
+        begun = time.perf_counter()
+        run(iris, notebook.ADAM, lanes, dataset=flowers)
+        return time.perf_counter() - begun
+
+    def first_step(depth: int) -> Callable[[int], float]:
+        def seconds(turn: int) -> float:
+            config = replace(tutorials, hidden=(128,) * depth, batch_size=30 + turn, steps=1)  # never compiled before
+            begun = time.perf_counter()
+            run(config, tutorial.HYPERS, dataset=images, devices=1)
+            return time.perf_counter() - begun
+
+        return seconds
+
+    return {
+        **{name: chunk(*watch) for name, watch in WATCHES.items()},
+        "matmul": _matrix_products(tutorials, steps),
+        "lanes": chunk(("norms",), "every(1)", LANES, None),
+        "iris": iris_runs,
+        "deep": first_step(20 if options.smoke else 240),
+        "shallow": first_step(8),
+    }
+
+
+def _images(n: int) -> Any:
+    """Random bytes of MNIST's shape."""
+    from vgjax import Dataset
+
+    rng = np.random.default_rng(0)
+    inputs = rng.integers(0, 256, (n + 1000, 784), dtype=np.uint8)
+    labels = rng.integers(0, 10, n + 1000).astype(np.int32)
+    return Dataset("synthetic", inputs[:n], labels[:n], inputs[n:], labels[n:], 10, (28, 28), "drawn")
+
+
+def _matrix_products(config: Any, steps: int) -> Callable[[int], float]:
+    """Seconds of the products of a chunk alone: forward, and backward to weights and to inputs."""
+    import jax
+    import jax.numpy as jnp
+
+    rng = np.random.default_rng(0)
+    widths, batch = (784, *config.hidden, 10), config.batch_size
+    draw = lambda *shape: jnp.asarray(rng.normal(size=shape), jnp.float32)  # noqa: E731
+    weights = [draw(*shape) for shape in itertools.pairwise(widths)]
+    inputs = [draw(batch, width) for width in widths]
+
+    @jax.jit
+    def products(weights: list, inputs: list) -> Any:
+        def step(_: jax.Array, carry: tuple) -> tuple:
+            weights, inputs = carry
+            forward = [x @ w for x, w in zip(inputs, weights, strict=False)]
+            to_weights = [x.T @ y for x, y in itertools.pairwise(inputs)]
+            to_inputs = [y @ w.T for y, w in zip(inputs[2:], weights[1:], strict=True)]
+            return to_weights, [inputs[0], *(y + z for y, z in zip(forward, [*to_inputs, 0.0], strict=True))]
+
+        return jax.lax.fori_loop(0, steps, step, (weights, inputs))
+
+    def seconds(turn: int) -> float:
+        begun = time.perf_counter()
+        jax.block_until_ready(products(weights, inputs))
+        return time.perf_counter() - begun
+
+    return seconds
+
+
+def _peers(options: Options) -> dict[str, Callable[[int], float]]:
+    """What PyTorch and Keras need for the same work, as far as they are installed."""
+    import experiments.keras_notebook as notebook
+    import experiments.mxnet_mnist as tutorial
+    from experiments import peers
+    from vgjax.data import load
+
+    have = peers.installed()
+    steps, few = (10, 2) if options.smoke else (200, 20)
+    config = replace(tutorial.CLEAN, **tutorial.GRID["uniform, relu"], epochs=1)
+    images = _images(steps * config.batch_size)
+    pixels = (images.train_inputs / np.float32(256)).astype(np.float32), images.train_labels
+    iris = replace(notebook.IRIS, epochs=1 if options.smoke else 30)
+    flowers = load("iris_petal")
+    petals = flowers.train_inputs, flowers.train_labels
+    contestants: dict[str, Callable[[int], float]] = {}
+    if "torch" in have:
+        short = replace(config, steps=few)
+        contestants |= {
+            "torch": lambda turn: peers.torch_seconds(config, 0.1, *pixels),
+            "torch_norms": lambda turn: peers.torch_seconds(config, 0.1, *pixels, "norms"),
+            "torch_histograms": lambda turn: steps / few * peers.torch_seconds(short, 0.1, *pixels, "histograms"),
+            "torch_iris": lambda turn: peers.torch_seconds(iris, 1e-3, *petals),
+        }
+    if "keras" in have:
+        contestants |= {
+            "keras": lambda turn: peers.keras_seconds(config, 0.1, *pixels),
+            "keras_tensorboard": lambda turn: peers.keras_seconds(config, 0.1, *pixels, "tensorboard"),
+            "keras_iris": lambda turn: peers.keras_seconds(iris, 1e-3, *petals, cold=True),
+        }
+    return contestants
+
+
+def rows_of(seconds: dict[str, list[float]]) -> list[dict[str, Any]]:
+    """The ratios of all goals whose contestants took part."""
+    rows: list[dict[str, Any]] = []
+    for goal in GOALS:
+        if goal.over not in seconds or goal.under not in seconds:
+            rows.append({**_named(goal), "ratio": None, "low": None, "high": None, "met": None})
+            continue
+        ratio, low, high = _median(np.array(seconds[goal.over]) / np.array(seconds[goal.under]) / goal.per)
+        met = ratio <= (goal.at_most or np.inf) and ratio >= (goal.at_least or -np.inf)
+        rows.append({**_named(goal), "ratio": ratio, "low": low, "high": high, "met": bool(met) if str(goal) else None})
+    return rows
+
+
+def _named(goal: Goal) -> dict[str, Any]:
+    return {"name": goal.name, "what": goal.what, "against": goal.under, "goal": str(goal)}
+
+
+def _median(values: np.ndarray) -> tuple[float, float, float]:
+    """The median and its 95 % interval by order statistics; the whole range where the turns are too few for one."""
+    from scipy.stats import quantile_test
+
+    interval = quantile_test(values, p=0.5).confidence_interval(0.95)
+    low, high = (
+        float(x) if np.isfinite(x) else float(y) for x, y in zip(interval, (values.min(), values.max()), strict=True)
+    )
+    return float(np.median(values)), low, high
+
+
+def facts(seconds: dict[str, list[float]], n_steps: int) -> dict[str, Any]:
+    """Numbers that are no ratios: times a step, start-up, and what leaves the device at an instrumented step."""
+    import experiments.mxnet_mnist as tutorial
+    from vgjax import run
+
+    images = _images(2 * tutorial.CLEAN.batch_size)
+    config = replace(tutorial.CLEAN, dataset="synthetic", steps=1)
+    bytes_of = {}
+    for name, record in (("norms", ("norms",)), ("default", config.record), ("everything", ("all",))):
+        history = run(replace(config, record=record), dataset=images, devices=1).history
+        bytes_of[name] = int(
+            sum(v.values[:, :1].astype("f4").nbytes for v in history.data_vars.values() if "record" in v.dims)
+        )
+    start = {}
+    for name, code in (("python", "pass"), ("import vgjax.run", "import vgjax; vgjax.run"), ("vgjax --help", None)):
+        command = [sys.executable, "-c", code] if code else [sys.executable, "-m", "vgjax", "--help"]
+        begun = time.perf_counter()
+        subprocess.run(command, capture_output=True, check=True)
+        start[name] = round(time.perf_counter() - begun, 2)
+    per_step = {
+        name: 1e3 * float(np.median(seconds[name])) / n_steps
+        for name in (*WATCHES, "matmul", "torch")
+        if name in seconds
+    }
+    return {
+        "milliseconds_a_step": per_step,
+        "seconds_to_start": start,
+        "bytes_that_leave_the_device_a_record": bytes_of,
+        "seconds_to_the_first_step": {name: float(np.median(seconds[name])) for name in ("shallow", "deep")},
+        "iris_runs_a_second": IRIS_LANES / float(np.median(seconds["iris"])),
+    }
+
+
+def table(rows: list[dict[str, Any]]) -> str:
+    """The rows as a Markdown table."""
+    lines = ["| what | ratio | 95 % interval | goal |", "| --- | --- | --- | --- |"]
+    for row in rows:
+        shown = "not installed" if row["ratio"] is None else f"{row['ratio']:.3g}"
+        interval = "" if row["ratio"] is None else f"{row['low']:.3g} … {row['high']:.3g}"
+        goal = row["goal"] + {True: "", False: " (missed)", None: ""}[row["met"]]
+        lines.append(f"| {row['what']} | {shown} | {interval} | {goal} |")
+    return "\n".join(lines)
+
+
+def main() -> int:
+    """Measure, write, and print the table."""
+    options = tyro.cli(Options, prog="python -m experiments.benchmark")
+    if options.repeats < 1:
+        print(f"error: repeats {options.repeats} is not allowed; allowed: whole numbers from 1", file=sys.stderr)
+        return 2
+    from experiments import peers
+    from vgjax.environment import environment
+
+    versions = peers.installed()  # before anything else imports TensorFlow: it is to run as its users have it
+    begun = time.monotonic()
+    seconds = measure(options)
+    rows = rows_of(seconds)
+    made = environment() | {"peers": versions, "load": os.getloadavg(), "processor": _processor()}
+    made |= {
+        "seconds": round(time.monotonic() - begun, 1),
+        "options": dataclasses.asdict(options) | {"out": str(options.out)},
+    }
+    content = {
+        "rows": rows,
+        "facts": facts(seconds, 10 if options.smoke else 200),
+        "seconds": seconds,
+        "environment": made,
+    }
+    options.out.parent.mkdir(parents=True, exist_ok=True)
+    options.out.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n")
+    print(table(rows))
+    print(f"rows: {options.out}")
+    return 0
+
+
+def _processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return "unknown"
+    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "unknown")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,81 @@
+"""Where a run left the finite numbers: a chunk is run again, step by step, until something is NaN or infinite.
+
+The run itself looks at nothing but its losses for this, which it has anyway.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from vgjax import parallel, stats
+from vgjax.families import View
+from vgjax.layers import groups, weight_groups
+from vgjax.train import Lane, Program, Shared, State, stepper
+
+NOWHERE: dict[str, Any] = {"first_bad_step": -1, "first_bad_layer": "", "first_bad_in": ""}
+PLACES = ("forward", "backward", "update")
+
+
+def first_bad(program: Program, shared: Shared, lane_and_state: tuple[Lane, State]) -> tuple[jax.Array, jax.Array]:
+    """The first step of a chunk in which a pre-activation, a weight gradient or a new weight is not finite.
+
+    Args:
+      program: static.
+      shared: data, and the plan of the chunk.
+      lane_and_state: as they were before the chunk.
+
+    Returns:
+      The step, −1 if there is none; and which layers were bad in it, bool [PLACES, layers].
+    """
+    lane, state = lane_and_state
+    start = shared.plan.start
+    step = stepper(program, shared, lane, start)
+    stop = start + jnp.sum(shared.plan.gaps) + shared.plan.n_records
+
+    def look(state: State, t: jax.Array) -> tuple[State, jax.Array]:
+        state, _, view = step(state, t)
+        return state, _bad_layers(program, view, state.variables["params"])
+
+    def go_on(carry: tuple) -> jax.Array:
+        _, t, bad = carry
+        return ~jnp.any(bad) & (t < stop)
+
+    def body(carry: tuple) -> tuple:
+        state, t, _ = carry
+        state, bad = look(state, t)
+        return state, t + 1, bad
+
+    none = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), jax.eval_shape(look, state, start)[1])
+    _, t, bad = jax.lax.while_loop(go_on, body, (state, start, none))
+    return jnp.where(jnp.any(bad), t - 1, -1), bad
+
+
+def _bad_layers(program: Program, view: View, new_params: Any) -> jax.Array:
+    z = stats.any_bad(groups(view.seen.pre_activations))
+    anywhere = parallel.total(program.where, z.astype(jnp.int32)) > 0
+    return jnp.stack([anywhere, *(stats.any_bad(weight_groups(tree)) for tree in (view.gradients, new_params))])
+
+
+def describe(step: int, bad: np.ndarray, layers: Sequence[str]) -> dict[str, Any]:
+    """The layer where it began, and in which direction the signal was going.
+
+    On its way forward the signal is lost in the lowest bad layer, backward in the highest.
+
+    Args:
+      step, bad: as `first_bad` gives them, of one lane.
+      layers: names of all layers.
+
+    Returns:
+      {"first_bad_step", "first_bad_layer", "first_bad_in": "forward", "backward" or "update"}.
+    """
+    if step < 0:
+        return NOWHERE
+    where = next(i for i, row in enumerate(bad) if row.any())
+    rows = np.flatnonzero(bad[where])
+    layer = rows[-1] if PLACES[where] == "backward" else rows[0]
+    return {"first_bad_step": int(step), "first_bad_layer": layers[layer], "first_bad_in": PLACES[where]}
