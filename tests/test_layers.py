@@ -19,7 +19,7 @@ FLOORS = [  # from the bottom to the top; a room may import its own floor and th
     "families",
     "checks batches history parallel",
     "checkpoint records",
-    "folder train",
+    "folder train watching",
     "divergence",
     "loop",
     "sweep",

@@ -40,3 +40,16 @@ def test_initializer_in_the_readme_trains(tmp_path: Path, monkeypatch: pytest.Mo
     options = "train --dataset digits --initializer mine:half_he --steps 2 --hidden 8 --tensorboard none --out run"
     assert main(options.split()) == 0
     assert "mine:half_he" in (tmp_path / "run" / "config.yaml").read_text()
+
+
+def test_a_loop_of_ones_own_in_the_readme_runs(capsys: pytest.CaptureFixture) -> None:
+    """Its printed record is of the layers' gradients, by name."""
+    import jax
+
+    blocks = re.findall(r"```python\n(.*?)```", PAGES[0].read_text(), re.S)
+    code = next(block for block in blocks if "vgjax.watch(" in block)
+    with jax.numpy_dtype_promotion("standard"):
+        exec(compile(code, "README.md", "exec"), {})
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[0] for line in lines] == ["0", "10", "20"]
+    assert all("gradient/rms/dense_11" in line and "nan" not in line for line in lines)

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from vgjax.data import Dataset
     from vgjax.history import load
     from vgjax.loop import Result, run
+    from vgjax.watching import histograms, scalars, watch, watched
 
 # Imported when first asked for, so that `vgjax --help` does not wait for JAX.
 _HOMES = {
@@ -21,9 +22,25 @@ _HOMES = {
     "Result": "vgjax.loop",
     "run": "vgjax.loop",
     "load": "vgjax.history",
+    "watch": "vgjax.watching",
+    "watched": "vgjax.watching",
+    "scalars": "vgjax.watching",
+    "histograms": "vgjax.watching",
 }
 
-__all__ = ["Config", "Dataset", "Hypers", "Result", "__version__", "load", "run"]
+__all__ = [
+    "Config",
+    "Dataset",
+    "Hypers",
+    "Result",
+    "__version__",
+    "histograms",
+    "load",
+    "run",
+    "scalars",
+    "watch",
+    "watched",
+]
 
 
 def __getattr__(name: str) -> Any:

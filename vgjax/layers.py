@@ -13,6 +13,9 @@ from fnmatch import fnmatchcase
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
+
+from vgjax.names import nearest
 
 OWN_STACK = re.compile(r"layers_(\d+)_to_(\d+)(/.*)?")
 
@@ -37,15 +40,24 @@ def weight_groups(tree: Any, stacked: str = "") -> list[Group]:
     several.
 
     Args:
-      tree: parameters, gradients or updates of any library; leaves of two and more dimensions are weights.
+      tree: parameters, gradients or updates of any library; floating leaves of two and more dimensions are weights,
+        unless they are called `bias`.
       stacked: a path or glob pattern (`blocks`, `*/blocks`) below which all leaves are stacks; their layers are called
         `blocks/dense[3]`. This package's own stacks are known without it.
+
+    Raises:
+      ValueError: there are weights, and `stacked` fits the path of none.
     """
-    weights = [
-        (path, leaf) for path, leaf in jax.tree_util.tree_leaves_with_path(tree) if is_weight(path, leaf, stacked)
-    ]
-    shared = Counter(_text(path[:-1]) for path, _ in weights)
-    named = {_text(path[:-1] if shared[_text(path[:-1])] == 1 and path[:-1] else path): leaf for path, leaf in weights}
+    leaves = jax.tree_util.tree_leaves_with_path(tree)
+    # A lone `value` is no name but the box that Flax puts around an array: nnx.Param, nn.Partitioned.
+    inside = Counter(path[:-1] for path, _ in leaves)
+    bare = [(path[:-1] if _text(path[-1:]) == "value" and inside[path[:-1]] == 1 else path, x) for path, x in leaves]
+    weights = [(path, leaf) for path, leaf in bare if is_weight(path, leaf, stacked)]
+    shared = Counter(path[:-1] for path, _ in weights)
+    named = {_text(path[:-1] if shared[path[:-1]] == 1 and path[:-1] else path): leaf for path, leaf in weights}
+    if stacked and bare and not any(_is_stack(_text(path), stacked) for path, _ in bare):
+        modules = {_text(path[:n]) for path, _ in weights for n in range(1, len(path))}
+        raise ValueError(f"stacked {stacked!r} fits no layer; {nearest(stacked, sorted(modules))}")
     return groups(named, stacked)
 
 
@@ -79,7 +91,9 @@ def unstacked(modules: dict[str, Any]) -> dict[str, Any]:
 
 
 def is_weight(path: tuple[Any, ...], leaf: Any, stacked: str = "") -> bool:
-    """Whether a leaf is a weight matrix or kernel: two dimensions or more, not counting a stack's."""
+    """Whether a leaf is a weight matrix or kernel: two dimensions or more, not counting a stack's, and no bias."""
+    if not jnp.issubdtype(getattr(leaf, "dtype", bool), jnp.floating) or _text(path[-1:]) == "bias":
+        return False
     return leaf.ndim >= 2 + _is_stack(_text(path), stacked)
 
 

@@ -96,7 +96,7 @@ class Records:
                 self._writers[name].write_hparams({str(k): v.item() for k, v in run.coords.items() if not v.dims})
         for step, scalars, histograms in _events(run):
             self._writers[name].write_scalars(step, scalars)
-            self._writers[name].write_summaries(step, histograms, {tag: _histogram_metadata() for tag in histograms})
+            self._writers[name].write_summaries(step, histograms, {tag: histogram_metadata() for tag in histograms})
 
     def _write_log(self, lane: xr.Dataset) -> None:
         """The evaluations of a lane, for reading."""
@@ -189,7 +189,8 @@ def tensorboard_histogram(counts: np.ndarray, left: np.ndarray, right: np.ndarra
     return np.concatenate([edges, counts[None, span].astype(np.float64)]).T
 
 
-def _histogram_metadata() -> Any:
+def histogram_metadata() -> Any:
+    """What tells TensorBoard that a summary is a histogram, binned already."""
     from tensorboard.plugins.histogram import metadata
 
     return metadata.create_summary_metadata(display_name=None, description="signed log₂ bins")

@@ -1,0 +1,220 @@
+"""A training loop of one's own: an optimizer that keeps, in its own state, the statistics of what passes through it.
+
+`optax.snapshot("raw", stats.norm_statistics)` does this for one point of a chain, at every step. `watch` is for what a
+snapshot cannot see: two points at once (a cosine, the share that clipping changed), the parameters, and the number of
+the step, so that only every k-th one is measured.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from vgjax import cadence, stats
+from vgjax.families import FAMILIES
+from vgjax.layers import weight_groups
+from vgjax.names import nearest
+from vgjax.optim import Points
+from vgjax.records import histogram_metadata, tensorboard_histogram
+from vgjax.stats import Statistics
+
+# The rows of FAMILIES for which a step seen from outside is enough: (points, parameters, stacked) → statistics.
+_MEASURES: dict[str, Callable[[Points, Any, str], Statistics]] = {
+    "norms": lambda points, params, stacked: stats.norm_statistics(points.raw, stacked),
+    "spread": lambda points, params, stacked: stats.gradient_statistics(points.raw, stacked),
+    "weights": lambda points, params, stacked: stats.weight_statistics(params, points.updates, stacked),
+    "points": lambda points, params, stacked: stats.point_statistics(*points, stacked),
+    "gradient_histogram": lambda points, params, stacked: _binned("gradient_histogram", points.raw, stacked),
+    "weight_histogram": lambda points, params, stacked: _binned("weight_histogram", params, stacked),
+    "update_histogram": lambda points, params, stacked: _binned("update_histogram", points.updates, stacked),
+}
+_NEED_PARAMS = {"weights", "weight_histogram"}
+
+
+class WatchState(NamedTuple):
+    """The state of a watched optimizer: `optax.tree.get(opt_state, "gradient_rms")` works inside `jit` too."""
+
+    clip: optax.OptState
+    optimizer: optax.OptState
+    done: jax.Array  # how many updates
+    step: jax.Array  # the update that was measured last, counted from 0; −1 before the first
+    record: Statistics  # what was measured, each [layers, …]; before the first update NaN, and counts of 0
+    layers: jax.Array  # their names in UTF-8, a line each, uint8: an array goes wherever a state can go
+
+
+class Watched(NamedTuple):
+    """The last record of a watched optimizer, on the host."""
+
+    step: int | np.ndarray  # [lanes] of a state under vmap
+    layers: tuple[str, ...]
+    statistics: dict[str, np.ndarray]  # name → [layers, …], or [lanes, layers, …]
+
+
+def watch(
+    optimizer: optax.GradientTransformation,
+    clip: optax.GradientTransformation | None = None,
+    *,
+    every: int = 1,
+    record: str | Sequence[str] = "norms",
+    stacked: str = "",
+) -> optax.GradientTransformationExtraArgs:
+    """The same optimizer, keeping statistics of every layer in its state: g → clip → c → optimizer → ΔW.
+
+    Args:
+      optimizer: any Optax transformation; it computes what it computes without being watched.
+      clip: what comes before it, for the gradient to be seen on both sides: `watch(adam, clip)` stands for
+        `optax.chain(clip, adam)`. Without it the statistics of the clipped gradient are left out.
+      every: measure updates 0, every, 2·every …; those between cost next to nothing (under `vmap` all cost the same).
+      record: families of statistics: norms, spread, weights, points, gradient_histogram, weight_histogram,
+        update_histogram (see `vgjax list families`), or all.
+      stacked: paths of stacked layers, as `vgjax.layers.weight_groups` takes them.
+
+    Returns:
+      An Optax transformation. Read its state with `watched`, `scalars`, `histograms`.
+
+    Raises:
+      ValueError: no such family; `every` is no whole number from 1; at init: no weights, or `stacked` fits none;
+        at update: a family that needs the parameters, and none were given.
+    """
+    cadence.every(every)  # says what is wrong with it
+    families = _chosen(record)
+    names = [name for family in families for name in FAMILIES[family].gives if clip or not name.startswith("clipped_")]
+    first = optax.with_extra_args_support(clip or optax.identity())
+    then = optax.with_extra_args_support(optimizer)
+
+    def init(params: optax.Params) -> WatchState:
+        layers = [name for group in weight_groups(params, stacked) for name in group.names]
+        if not layers and jax.tree.leaves(params):  # `optax.tree.map_params` comes with an empty tree
+            raise ValueError("no layers to watch: no parameter has floating numbers in two or more dimensions")
+        nothing = {name: _nothing(name, len(layers)) for name in names}
+        text = jnp.asarray(np.frombuffer("\n".join(layers).encode(), np.uint8))
+        zero = jnp.zeros((), jnp.int32)
+        return WatchState(first.init(params), then.init(params), zero, zero - 1, nothing, text)
+
+    def update(
+        gradients: optax.Updates, state: WatchState, params: optax.Params | None = None, **extra: Any
+    ) -> tuple[optax.Updates, WatchState]:
+        if params is None and (needing := _NEED_PARAMS.intersection(families)):
+            raise ValueError(f"{', '.join(sorted(needing))} need the parameters: update(gradients, state, params)")
+
+        def moved() -> tuple[Points, optax.OptState, optax.OptState]:
+            clipped, clip_state = first.update(gradients, state.clip, params, **extra)
+            updates, optimizer_state = then.update(clipped, state.optimizer, params, **extra)
+            return Points(gradients, clipped, updates), clip_state, optimizer_state
+
+        # The measured branch moves once more, so that XLA may fuse the step as if nobody looked at what is in between.
+        def measured() -> tuple[jax.Array, Statistics]:
+            points, found = moved()[0], Statistics()
+            for family in families:
+                found |= _MEASURES[family](points, params, stacked)
+            return state.done, {name: found[name] for name in names}
+
+        (_, _, updates), clip_state, optimizer_state = moved()
+        step, last = jax.lax.cond(state.done % every == 0, measured, lambda: (state.step, state.record))
+        done = optax.safe_increment(state.done)
+        return updates, WatchState(clip_state, optimizer_state, done, step, last, state.layers)
+
+    return optax.GradientTransformationExtraArgs(init, update)
+
+
+def watched(opt_state: optax.OptState) -> Watched:
+    """The last record in an optimizer's state, on the host; `step` says of which update, counted from 0.
+
+    Args:
+      opt_state: whatever holds the state of one watched optimizer: `state.opt_state`, a chain's, `nnx.Optimizer`'s.
+
+    Raises:
+      ValueError: it holds none, or several.
+    """
+
+    def is_ours(node: Any) -> bool:
+        return isinstance(node, WatchState)
+
+    found = [node for node in jax.tree.leaves(opt_state, is_leaf=is_ours) if is_ours(node)]
+    if len(found) != 1:
+        raise ValueError(f"{len(found)} watched optimizers in this state; allowed: one, made by vgjax.watch")
+    state = found[0]
+    step, text = _array(state.step), _array(state.layers)
+    layers = bytes(text.reshape(-1, text.shape[-1])[0]).decode().split("\n")
+    statistics = {name: _array(values) for name, values in state.record.items()}
+    return Watched(step if step.ndim else int(step), tuple(layers), statistics)
+
+
+def scalars(opt_state: optax.OptState) -> dict[str, float]:
+    """The last record as any metric writer takes it: {"gradient/rms/LAYER": …}.
+
+    Args:
+      opt_state: as for `watched`.
+
+    Raises:
+      ValueError: as for `watched`; the state is one of several lanes under `vmap`.
+    """
+    return {
+        _tag(name, layer): float(value)
+        for name, layers, values in _one_lane(opt_state)
+        for layer, value in zip(layers, values, strict=True)
+        if not name.endswith("_histogram")
+    }
+
+
+def histograms(opt_state: optax.OptState) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+    """The histograms of the last record for CLU's `SummaryWriter`, binned already, so that nothing large is written.
+
+    `writer.write_summaries(step, *vgjax.histograms(opt_state))`
+
+    Args:
+      opt_state: as for `watched`.
+
+    Returns:
+      {"gradient/histogram/LAYER": float64 [k, 3] of (left, right, count)}, and the metadata of each.
+
+    Raises:
+      ValueError: as for `scalars`.
+    """
+    edges = stats.bin_edges()
+    summaries = {
+        _tag(name, layer): tensorboard_histogram(counts, *edges)
+        for name, layers, values in _one_lane(opt_state)
+        for layer, counts in zip(layers, values, strict=True)
+        if name.endswith("_histogram")
+    }
+    return summaries, {tag: histogram_metadata() for tag in summaries}
+
+
+def _one_lane(opt_state: optax.OptState) -> list[tuple[str, tuple[str, ...], np.ndarray]]:
+    step, layers, statistics = watched(opt_state)
+    if not isinstance(step, int):
+        raise ValueError(f"this is the state of {step.size} lanes; take one: jax.tree.map(lambda x: x[0], opt_state)")
+    return [(name, layers, values) for name, values in statistics.items()]
+
+
+def _tag(name: str, layer: str) -> str:
+    return f"{name.replace('_', '/', 1)}/{layer}"
+
+
+def _chosen(record: str | Sequence[str]) -> list[str]:
+    asked = (record,) if isinstance(record, str) else record
+    for name in asked:
+        if name not in _MEASURES and name != "all":
+            raise ValueError(f"unknown family {name!r} in record; {nearest(name, [*_MEASURES, 'all'])}")
+    return [name for name in _MEASURES if name in asked or "all" in asked]
+
+
+def _nothing(name: str, layers: int) -> jax.Array:
+    """What stands in the state before anything was measured."""
+    if name.endswith("_histogram"):
+        return jnp.zeros((layers, stats.N_BINS), jnp.int32)
+    return jnp.full(layers, jnp.nan, jnp.float32)
+
+
+def _binned(name: str, tree: Any, stacked: str) -> Statistics:
+    return {name: stats.histograms(weight_groups(tree, stacked))}
+
+
+def _array(leaf: Any) -> np.ndarray:
+    return np.asarray(jax.tree.leaves(leaf)[0])  # `nnx.Optimizer` keeps every leaf in a box
