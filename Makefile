@@ -5,7 +5,7 @@ OUT ?= reproduction
 ARGS ?=
 BIN = $(VENV)/bin
 
-.PHONY: help install reproduce test lint types clean
+.PHONY: help install reproduce bench test lint types clean
 
 help:  ## Show the targets
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -21,6 +21,9 @@ $(VENV)/installed: requirements.txt pyproject.toml
 
 reproduce: install  ## Redo the documents' experiments; ARGS='--full --manual-dir DIR', OUT=folder
 	$(BIN)/python -m experiments --out $(OUT) $(ARGS)
+
+bench: install  ## Measure what the instrument costs; ARGS='--repeats 5'
+	$(BIN)/python -m experiments.benchmark $(ARGS)
 
 test: install  ## Run the tests; ARGS='-k name'
 	$(BIN)/python -m pytest --numprocesses auto --dist loadfile $(ARGS)

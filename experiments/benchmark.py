@@ -129,6 +129,8 @@ def _ours(options: Options) -> dict[str, Callable[[int], float]]:
     steps = 10 if options.smoke else 200
     images = _images(steps * tutorial.CLEAN.batch_size)
     tutorials = replace(tutorial.CLEAN, **tutorial.GRID["uniform, relu"], dataset="synthetic", epochs=4)
+    if options.smoke:
+        tutorials = replace(tutorials, hidden=(32, 16))
 
     def chunk(record: tuple[str, ...], cadence: str, seeds: int = 1, devices: int | None = 1) -> Callable[[int], float]:
         """Seconds from one landing to the next, of the median chunk."""
@@ -165,8 +167,8 @@ def _ours(options: Options) -> dict[str, Callable[[int], float]]:
         "matmul": _matrix_products(tutorials, steps),
         "lanes": chunk(("norms",), "every(1)", LANES, None),
         "iris": iris_runs,
-        "deep": first_step(20 if options.smoke else 240),
-        "shallow": first_step(8),
+        "deep": first_step(14 if options.smoke else 240),
+        "shallow": first_step(2 if options.smoke else 8),
     }
 
 
