@@ -15,9 +15,9 @@ Expected: first-layer RMS at step 1 of 4.8·10⁻⁷ (uniform, sigmoid), 2.9·10
 sigmoid), 5.0·10⁻³ (Xavier, ReLU) from the closed form; sigmoid runs at chance after ten epochs, ReLU runs above .93.
 The fourth setting, Xavier with ReLU, is not in the tutorial.
 
-One row may differ: in the clean mode, uniform weights with ReLU lose a network now and then. All units of a narrow layer
-die in the first epochs, and the gradient is exactly zero from then on; in the full run that is committed, two seeds of
-eight, which brings the mean accuracy down from .98 to .76.
+One row may differ: in the clean mode, uniform weights with ReLU lose a network now and then. All units of a narrow
+layer die in the first epochs, and the gradient is exactly zero from then on; in the full run that is committed, two
+seeds of eight, which brings the mean accuracy down from .98 to .76.
 """
 
 from __future__ import annotations
