@@ -25,8 +25,6 @@ from typing import Any, NamedTuple
 import numpy as np
 import tyro
 
-os.environ.setdefault("JAX_NUM_CPU_DEVICES", str(os.cpu_count()))  # lanes share the cores as they do in experiments
-
 
 @dataclass(frozen=True)
 class Options:
@@ -38,6 +36,11 @@ class Options:
     """Turns [turns]."""
     smoke: bool = False
     """One turn of everything, on few steps: tests the code, measures nothing."""
+
+    @property
+    def steps(self) -> int:
+        """Steps of a chunk on the tutorial's network."""
+        return 10 if self.smoke else 200
 
 
 class Goal(NamedTuple):
@@ -126,7 +129,7 @@ def _ours(options: Options) -> dict[str, Callable[[int], float]]:
     from vgjax import run
     from vgjax.data import load
 
-    steps = 10 if options.smoke else 200
+    steps = options.steps
     images = _images(steps * tutorial.CLEAN.batch_size)
     tutorials = replace(tutorial.CLEAN, **tutorial.GRID["uniform, relu"], dataset="synthetic", epochs=4)
     if options.smoke:
@@ -220,7 +223,7 @@ def _peers(options: Options) -> dict[str, Callable[[int], float]]:
     from vgjax.data import load
 
     have = peers.installed()
-    steps, few = (10, 2) if options.smoke else (200, 20)
+    steps, few = options.steps, max(2, options.steps // 10)  # histograms take long
     config = replace(tutorial.CLEAN, **tutorial.GRID["uniform, relu"], epochs=1)
     images = _images(steps * config.batch_size)
     pixels = (images.train_inputs / np.float32(256)).astype(np.float32), images.train_labels
@@ -320,6 +323,7 @@ def table(rows: list[dict[str, Any]]) -> str:
 def main() -> int:
     """Measure, write, and print the table."""
     options = tyro.cli(Options, prog="python -m experiments.benchmark")
+    os.environ.setdefault("JAX_NUM_CPU_DEVICES", str(os.cpu_count()))  # lanes share the cores, as in the experiments
     if options.repeats < 1:
         print(f"error: repeats {options.repeats} is not allowed; allowed: whole numbers from 1", file=sys.stderr)
         return 2
@@ -337,7 +341,7 @@ def main() -> int:
     }
     content = {
         "rows": rows,
-        "facts": facts(seconds, 10 if options.smoke else 200),
+        "facts": facts(seconds, options.steps),
         "seconds": seconds,
         "environment": made,
     }
