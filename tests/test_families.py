@@ -192,6 +192,7 @@ def test_dead_and_saturated_units():
         {"norm": "layer", "branch": "rezero", "activation": "relu"},
         {"norm": "batch", "norm_at": "layer_inputs", "branch": "residual", "bias": False},
         {"decay": "l2", "optimizer": "momentum", "clip": "global_norm", "initializer": "orthogonal"},
+        {"last_batch": "keep"},
     ],
     ids=str,
 )

@@ -29,7 +29,6 @@ class View(NamedTuple):
     params: Any  # before the step
     seen: Seen
     deltas: dict[str, jax.Array]  # ∂loss/∂z a layer, [B, units]
-    slopes: dict[str, jax.Array]  # φ′ a layer, [B, units]
     mask: jax.Array | None  # which examples count [B]
     examples: jax.Array  # how many
 
@@ -42,16 +41,21 @@ class Family(Entry):
 
 
 def _activations(config: Config, view: View) -> Statistics:
-    seen, slopes = groups(view.seen.activations), groups(view.slopes)
+    slopes = _slopes(config, view)
     steepest = [*[steepest_slope(config.activation)] * (len(slopes) - 1), 1.0]
-    return stats.activation_statistics(seen, slopes, steepest, view.mask)
+    return stats.activation_statistics(groups(view.seen.activations), slopes, steepest, view.mask)
 
 
 def _decay(config: Config, view: View) -> Statistics:
-    slopes = view.slopes
-    if view.mask is not None:
-        slopes = {name: jnp.where(view.mask[:, None], slope, jnp.zeros_like(slope)) for name, slope in slopes.items()}
-    return stats.decay_statistics(view.params, groups(slopes), groups(view.deltas), view.examples)
+    return stats.decay_statistics(view.params, _slopes(config, view), groups(view.deltas), view.examples)
+
+
+def _slopes(config: Config, view: View) -> list[Group]:
+    """φ′ where each layer's activation was applied, 1 in the last layer, which has none; 0 for what does not count."""
+    phi = activation(config.activation)
+    slopes = {name: jax.jvp(phi, (z,), (jnp.ones_like(z),))[1] for name, z in view.seen.phi_inputs.items()}
+    slopes |= {name: jnp.ones_like(z) for name, z in view.seen.pre_activations.items() if name not in slopes}
+    return groups({name: stats.counted(slope, view.mask) for name, slope in slopes.items()})
 
 
 def _histogram(name: str, look: Callable[[View], Sequence[Group]], summary: str, masked: bool = False) -> Family:
@@ -160,16 +164,3 @@ def record_of(config: Config, view: View) -> Statistics:
         record |= FAMILIES[name].make(config, view)
     rows = np.array(kept(config, [name for group in weight_groups(view.params) for name in group.names]))
     return {name: values if len(rows) == len(values) else values[rows] for name, values in record.items()}
-
-
-def slopes_of(config: Config, seen: Seen) -> dict[str, jax.Array]:
-    """φ′ where each layer's activation was applied; 1 in the last layer, which has none."""
-    phi = activation(config.activation)
-
-    def slope(z: jax.Array) -> jax.Array:
-        return jax.jvp(phi, (z,), (jnp.ones_like(z),))[1]
-
-    return {
-        name: slope(seen.phi_inputs[name]) if name in seen.phi_inputs else jnp.ones_like(z)
-        for name, z in seen.pre_activations.items()
-    }

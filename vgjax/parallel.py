@@ -81,12 +81,10 @@ def total(where: Layout, tree: Any) -> Any:
 
 
 def whole_batch(where: Layout, tree: Any, axis: int) -> Any:
-    """The examples of all devices that share a batch, along `axis`."""
+    """The examples of all devices that share a batch, along `axis`, counted from the last (−1)."""
     if where.batch_devices == 1:
         return tree
-    return jax.tree.map(
-        lambda x: jax.lax.all_gather(x, AXIS, axis=x.ndim + axis if axis < 0 else axis, tiled=True), tree
-    )
+    return jax.tree.map(lambda x: jax.lax.all_gather(x, AXIS, axis=x.ndim + axis, tiled=True), tree)
 
 
 def place(where: Layout, shared: Any, lanes: Any) -> tuple[Any, Any]:
@@ -137,9 +135,8 @@ def program(where: Layout, one_lane: Callable[..., Any], lane_bytes: int) -> Cal
 
     axis = 0 if where.shard == "lanes" else None
     compiled = jax.pmap(all_lanes, axis_name=AXIS, in_axes=(0, None, axis), out_axes=axis, devices=_devices(where))
-    numbers = jax.device_put(
-        np.arange(where.n_devices, dtype=np.int32), _split(where)
-    )  # pmap wants something to map over
+    # pmap wants something to map over
+    numbers = jax.device_put(np.arange(where.n_devices, dtype=np.int32), _split(where))
     return partial(compiled, numbers)
 
 

@@ -119,7 +119,7 @@ def activation_statistics(
 
     Args:
       activations: what each layer hands on, [B, units] each.
-      slopes: φ′ at each unit and example, [B, units] each.
+      slopes: φ′ at each unit and example, [B, units] each; for examples that do not count, zeros.
       steepest: sup |φ′| of each group's activation.
       mask: which examples count [B], or None for all.
 
@@ -132,10 +132,10 @@ def activation_statistics(
     for h_group, slope_group, top in zip(activations, slopes, steepest, strict=True):
 
         def one(h: jax.Array, slope: jax.Array, top: float = top) -> Statistics:
-            power, unit = _scaled(_kept(h, mask))
+            power, unit = _scaled(counted(h, mask))
             mean = _mean(unit, mask)
             flat = jnp.abs(slope)
-            dead = jnp.all(_kept(flat, mask) == 0, axis=0)
+            dead = jnp.all(flat == 0, axis=0)
             return {
                 "activation_mean": power * mean,
                 "activation_std": power * jnp.sqrt(_mean(jnp.square(unit - mean), mask)),
@@ -211,8 +211,8 @@ def decay_statistics(params: Any, slopes: Sequence[Group], deltas: Sequence[Grou
       which has none above.
     """
 
-    def gain(w: jax.Array) -> Statistics:
-        return {"gain": norm(w) / jnp.sqrt(jnp.float32(w.shape[-1]))}
+    def gain(scale: Scale, w: jax.Array) -> Statistics:
+        return {"gain": _norm(scale, w) / jnp.sqrt(jnp.float32(w.shape[-1]))}
 
     def steepness(slope: jax.Array) -> Statistics:
         return {"slope": _lengths(_scaled, slope, count * slope.shape[-1])["rms"]}
@@ -223,10 +223,15 @@ def decay_statistics(params: Any, slopes: Sequence[Group], deltas: Sequence[Grou
 
     delta, end = _per_layer(parts, deltas), jnp.full(1, jnp.nan, jnp.float32)
     ratio = (delta["power"][:-1] / delta["power"][1:]) * (delta["rest"][:-1] / delta["rest"][1:])
-    weight_gain = _per_layer(gain, weight_groups(params))["gain"][1:]
+    weight_gain = _scaled_where_needed(gain, weight_groups(params))["gain"][1:]
     slope = _per_layer(steepness, slopes)["slope"][:-1]
     columns = {"ratio": ratio, "weight_gain": weight_gain, "slope": slope, "alignment": ratio / (weight_gain * slope)}
     return {f"decay_{name}": jnp.concatenate([column, end]) for name, column in columns.items()}
+
+
+def counted(x: jax.Array, mask: jax.Array | None) -> jax.Array:
+    """The examples [B] of the mask, along x's last axis but one; zeros in place of the others."""
+    return x if mask is None else jnp.where(jnp.broadcast_to(mask[:, None], x.shape), x, jnp.zeros_like(x))
 
 
 def any_bad(groups: Sequence[Group]) -> jax.Array:
@@ -376,15 +381,10 @@ def _prefixed(family: str, statistics: Statistics) -> Statistics:
     return {f"{family}_{name}": value for name, value in statistics.items()}
 
 
-def _kept(x: jax.Array, mask: jax.Array | None) -> jax.Array:
-    """The rows that count; zeros in place of the others."""
-    return x if mask is None else jnp.where(mask[:, None], x, jnp.zeros_like(x))
-
-
 def _mean(x: jax.Array, mask: jax.Array | None) -> jax.Array:
     if mask is None:
         return _sum(x) / x.size
-    return _sum(_kept(x, mask)) / (jnp.sum(mask, dtype=jnp.float32) * x.shape[-1])
+    return _sum(counted(x, mask)) / (jnp.sum(mask, dtype=jnp.float32) * x.shape[-1])
 
 
 def _bits(x: jax.Array) -> jax.Array:

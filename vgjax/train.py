@@ -14,7 +14,7 @@ import optax
 from vgjax import batches, parallel
 from vgjax.batches import Arrays, Batch
 from vgjax.config import Config, Hypers
-from vgjax.families import View, record_of, slopes_of
+from vgjax.families import View, record_of
 from vgjax.model import MLP, Seen, Variables, initial_variables
 from vgjax.optim import make_optimizer
 
@@ -134,7 +134,7 @@ def train_step(program: Program, lane: Lane, state: State, batch: Batch) -> tupl
     points, opt_state = tx.points(gradients, state.opt_state, params)
     variables = {"params": optax.apply_updates(params, points.updates), **changed}
     loss = loss / count if config.reduction == "sum" else loss
-    view = View(gradients, points, params, seen, deltas, slopes_of(config, seen), batch.mask, count)
+    view = View(gradients, points, params, seen, deltas, batch.mask, count)
     return State(variables, opt_state), Outcome(loss, correct, count), view
 
 
@@ -147,10 +147,8 @@ def _probes(model: MLP, state: State, batch: Batch) -> dict[str, jax.Array]:
 def record(program: Program, outcome: Outcome, view: View) -> dict[str, jax.Array]:
     """What an instrumented step leaves behind: loss, accuracy, and the statistics that the config asks for."""
     where = program.where
-    by_example = view.seen, view.deltas, view.slopes
-    seen, deltas, slopes = parallel.whole_batch(where, by_example, axis=-2)
-    mask = None if view.mask is None else parallel.whole_batch(where, view.mask, axis=0)
-    whole = view._replace(seen=seen, deltas=deltas, slopes=slopes, mask=mask)
+    seen, deltas = parallel.whole_batch(where, (view.seen, view.deltas), axis=-2)
+    whole = view._replace(seen=seen, deltas=deltas, mask=parallel.whole_batch(where, view.mask, axis=-1))
     scalars = {"loss": outcome.loss, "accuracy": outcome.correct / outcome.examples}
     return scalars | record_of(program.config, whole)
 
