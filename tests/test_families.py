@@ -274,7 +274,7 @@ def test_every_variable_is_labelled():
     """Each family's variables have their dimensions and long name, and no two families give the same."""
     given = [name for family in FAMILIES.values() for name in family.gives]
     assert len(given) == len(set(given)) and set(given) <= set(history.VARIABLES)
-    assert chosen(Config(record=("all",))) == list(FAMILIES)
+    assert chosen(["all"]) == list(FAMILIES)
 
 
 @pytest.mark.parametrize(

@@ -206,8 +206,8 @@ def after(tx, steps, params=PARAMETERS, give=gradients):
 
 def test_tables_agree():
     """A watched family gives what the same family gives in a run; all of them come with a clip, fewer without."""
-    assert watching._MEASURES.keys() <= FAMILIES.keys()
-    names = [name for family in watching._MEASURES for name in FAMILIES[family].gives]
+    assert set(watching.FROM_OUTSIDE) <= FAMILIES.keys()
+    names = [name for family in watching.FROM_OUTSIDE for name in FAMILIES[family].gives]
     clip = optax.clip_by_global_norm(1.0)
     every = vgjax.watched(after(vgjax.watch(optax.adam(1e-3), clip, record="all"), 1))
     assert {*every.statistics} == {*names} and len(every.layers) == 3

@@ -15,7 +15,6 @@ from vgjax import stats
 from vgjax.activations import activation, steepest_slope
 from vgjax.config import Config
 from vgjax.layers import Group, groups, weight_groups
-from vgjax.model import Seen
 from vgjax.names import Entry, nearest
 from vgjax.optim import Points
 from vgjax.stats import Statistics
@@ -27,26 +26,31 @@ class View(NamedTuple):
     gradients: Any  # of the loss, before the optimizer
     points: Points
     params: Any  # before the step
-    seen: Seen
-    deltas: dict[str, jax.Array]  # ∂loss/∂z a layer, [B, units]
-    mask: jax.Array | None  # which examples count [B]
-    examples: jax.Array  # how many
+    # What a train step of one's own may not have to show:
+    seen: Any = None  # of the model, `Seen`
+    deltas: Any = None  # ∂loss/∂z a layer, {name: [B, units]}
+    mask: jax.Array | None = None  # which examples count [B], or None for all
+    examples: Any = None  # how many
 
 
 @dataclass(frozen=True)
 class Family(Entry):
-    """A row: `make(config, view)` gives the statistics, each [layers, …]."""
+    """A row: `make(config, view, stacked)` gives the statistics, each [layers, …].
+
+    `from_outside`: gradients, points and parameters are all that it looks at, so that any optimizer can be watched.
+    """
 
     gives: tuple[str, ...] = ()
+    from_outside: bool = False
 
 
-def _activations(config: Config, view: View) -> Statistics:
+def _activations(config: Config, view: View, _: str) -> Statistics:
     slopes = _slopes(config, view)
     steepest = [*[steepest_slope(config.activation)] * (len(slopes) - 1), 1.0]
     return stats.activation_statistics(groups(view.seen.activations), slopes, steepest, view.mask)
 
 
-def _decay(config: Config, view: View) -> Statistics:
+def _decay(config: Config, view: View, _: str) -> Statistics:
     return stats.decay_statistics(view.params, _slopes(config, view), groups(view.deltas), view.examples)
 
 
@@ -58,40 +62,53 @@ def _slopes(config: Config, view: View) -> list[Group]:
     return groups({name: stats.counted(slope, view.mask) for name, slope in slopes.items()})
 
 
-def _histogram(name: str, look: Callable[[View], Sequence[Group]], summary: str, masked: bool = False) -> Family:
-    def make(config: Config, view: View) -> Statistics:
-        return {name: stats.histograms(look(view), view.mask if masked else None)}
+def _weight_histogram(name: str, look: Callable[[View], Any], summary: str) -> Family:
+    def make(config: Config, view: View, stacked: str) -> Statistics:
+        return {name: stats.histograms(weight_groups(look(view), stacked))}
+
+    return Family(make, f"{summary} per signed log₂ bin", "—", (name,), from_outside=True)
+
+
+def _unit_histogram(name: str, look: Callable[[View], dict[str, jax.Array]], summary: str) -> Family:
+    def make(config: Config, view: View, _: str) -> Statistics:
+        return {name: stats.histograms(groups(look(view)), view.mask)}
 
     return Family(make, f"{summary} per signed log₂ bin", "—", (name,))
 
 
 FAMILIES: dict[str, Family] = {
     "norms": Family(
-        lambda config, view: stats.norm_statistics(view.gradients),
+        lambda config, view, stacked: stats.norm_statistics(view.gradients, stacked),
         "norm, RMS and log₁₀ RMS of the weight gradient; costs next to nothing",
         "Glorot & Bengio 2010",
         ("gradient_norm", "gradient_rms", "gradient_log10_rms"),
+        from_outside=True,
     ),
     "spread": Family(
-        lambda config, view: stats.gradient_statistics(view.gradients),
+        lambda config, view, stacked: stats.gradient_statistics(view.gradients, stacked),
         "mean, std, max, share of zeros, and what float16 and bfloat16 would lose, of the weight gradient",
         "Micikevicius et al. 2018, 1710.03740",
         (
             *("gradient_mean", "gradient_std", "gradient_max", "gradient_zero_fraction"),
             *("gradient_float16_underflow", "gradient_bfloat16_underflow"),
         ),
+        from_outside=True,
     ),
     "weights": Family(
-        lambda config, view: stats.weight_statistics(view.params, view.points.updates),
+        lambda config, view, stacked: stats.weight_statistics(view.params, view.points.updates, stacked),
         "norm of the weights, and of their update relative to it",
         "—",
         ("weight_norm", "update_ratio"),
+        from_outside=True,
     ),
     "points": Family(
-        lambda config, view: stats.point_statistics(*view.points),
+        lambda config, view, stacked: stats.point_statistics(
+            view.points.raw, view.points.clipped, view.points.updates, stacked
+        ),
         "the gradient after clipping and the update made of it: norms, share clipped, cosines",
         "Pascanu et al. 2013, 1211.5063",
         ("clipped_norm", "clipped_fraction", "clipped_cosine", "update_norm", "update_cosine"),
+        from_outside=True,
     ),
     "activations": Family(
         _activations,
@@ -100,13 +117,13 @@ FAMILIES: dict[str, Family] = {
         ("activation_mean", "activation_std", "activation_dead_fraction", "activation_saturated_fraction"),
     ),
     "deltas": Family(
-        lambda config, view: stats.delta_statistics(groups(view.deltas), view.examples),
+        lambda config, view, _: stats.delta_statistics(groups(view.deltas), view.examples),
         "norm, RMS and log₁₀ RMS of δ, the gradient of the pre-activations",
         "Schoenholz et al. 2017, 1611.01232",
         ("delta_norm", "delta_rms", "delta_log10_rms"),
     ),
     "noise": Family(
-        lambda config, view: stats.noise_statistics(
+        lambda config, view, _: stats.noise_statistics(
             view.gradients, groups(view.seen.inputs), groups(view.deltas), view.examples
         ),
         "signal-to-noise ratio of the weight gradient over the batch",
@@ -119,30 +136,24 @@ FAMILIES: dict[str, Family] = {
         "Schoenholz et al. 2017, 1611.01232",
         ("decay_ratio", "decay_weight_gain", "decay_slope", "decay_alignment"),
     ),
-    "gradient_histogram": _histogram(
-        "gradient_histogram", lambda view: weight_groups(view.gradients), "weight gradients"
-    ),
-    "weight_histogram": _histogram("weight_histogram", lambda view: weight_groups(view.params), "weights"),
-    "update_histogram": _histogram("update_histogram", lambda view: weight_groups(view.points.updates), "updates"),
-    "activation_histogram": _histogram(
-        "activation_histogram", lambda view: groups(view.seen.activations), "activations", masked=True
-    ),
-    "delta_histogram": _histogram(
-        "delta_histogram", lambda view: groups(view.deltas), "pre-activation gradients δ", masked=True
-    ),
+    "gradient_histogram": _weight_histogram("gradient_histogram", lambda view: view.gradients, "weight gradients"),
+    "weight_histogram": _weight_histogram("weight_histogram", lambda view: view.params, "weights"),
+    "update_histogram": _weight_histogram("update_histogram", lambda view: view.points.updates, "updates"),
+    "activation_histogram": _unit_histogram("activation_histogram", lambda view: view.seen.activations, "activations"),
+    "delta_histogram": _unit_histogram("delta_histogram", lambda view: view.deltas, "pre-activation gradients δ"),
 }
 
 
-def chosen(config: Config) -> list[str]:
-    """The families that a config asks for, `all` written out.
+def chosen(record: Sequence[str], allowed: Sequence[str] = tuple(FAMILIES)) -> list[str]:
+    """The families that are asked for, `all` written out.
 
     Raises:
-      ValueError: no such family.
+      ValueError: no such family among the allowed ones.
     """
-    for name in config.record:
-        if name not in FAMILIES and name != "all":
-            raise ValueError(f"unknown family {name!r} in record; {nearest(name, [*FAMILIES, 'all'])}")
-    return [name for name in FAMILIES if name in config.record or "all" in config.record]
+    for name in record:
+        if name not in allowed and name != "all":
+            raise ValueError(f"unknown family {name!r} in record; {nearest(name, [*allowed, 'all'])}")
+    return [name for name in allowed if name in record or "all" in record]
 
 
 def kept(config: Config, names: Sequence[str]) -> list[int]:
@@ -160,7 +171,7 @@ def kept(config: Config, names: Sequence[str]) -> list[int]:
 def record_of(config: Config, view: View) -> Statistics:
     """The statistics that a config asks for, of the layers that it asks for: name → [layers, …]."""
     record: Statistics = {}
-    for name in chosen(config):
-        record |= FAMILIES[name].make(config, view)
+    for name in chosen(config.record):
+        record |= FAMILIES[name].make(config, view, "")
     rows = np.array(kept(config, [name for group in weight_groups(view.params) for name in group.names]))
     return {name: values if len(rows) == len(values) else values[rows] for name, values in record.items()}

@@ -7,7 +7,7 @@ the step, so that only every k-th one is measured.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -16,23 +16,13 @@ import numpy as np
 import optax
 
 from vgjax import cadence, stats
-from vgjax.families import FAMILIES
+from vgjax.families import FAMILIES, View, chosen
 from vgjax.layers import weight_groups
-from vgjax.names import nearest
 from vgjax.optim import Points
 from vgjax.records import histogram_metadata, tensorboard_histogram
 from vgjax.stats import Statistics
 
-# The rows of FAMILIES for which a step seen from outside is enough: (points, parameters, stacked) → statistics.
-_MEASURES: dict[str, Callable[[Points, Any, str], Statistics]] = {
-    "norms": lambda points, params, stacked: stats.norm_statistics(points.raw, stacked),
-    "spread": lambda points, params, stacked: stats.gradient_statistics(points.raw, stacked),
-    "weights": lambda points, params, stacked: stats.weight_statistics(params, points.updates, stacked),
-    "points": lambda points, params, stacked: stats.point_statistics(*points, stacked),
-    "gradient_histogram": lambda points, params, stacked: _binned("gradient_histogram", points.raw, stacked),
-    "weight_histogram": lambda points, params, stacked: _binned("weight_histogram", params, stacked),
-    "update_histogram": lambda points, params, stacked: _binned("update_histogram", points.updates, stacked),
-}
+FROM_OUTSIDE = tuple(name for name, family in FAMILIES.items() if family.from_outside)
 _NEED_PARAMS = {"weights", "weight_histogram"}
 
 
@@ -82,7 +72,7 @@ def watch(
         at update: a family that needs the parameters, and none were given.
     """
     cadence.every(every)  # says what is wrong with it
-    families = _chosen(record)
+    families = chosen((record,) if isinstance(record, str) else record, FROM_OUTSIDE)
     names = [name for family in families for name in FAMILIES[family].gives if clip or not name.startswith("clipped_")]
     first = optax.with_extra_args_support(clip or optax.identity())
     then = optax.with_extra_args_support(optimizer)
@@ -111,7 +101,7 @@ def watch(
         def measured() -> tuple[jax.Array, Statistics]:
             points, found = moved()[0], Statistics()
             for family in families:
-                found |= _MEASURES[family](points, params, stacked)
+                found |= FAMILIES[family].make(None, View(gradients, points, params), stacked)
             return state.done, {name: found[name] for name in names}
 
         (_, _, updates), clip_state, optimizer_state = moved()
@@ -197,23 +187,11 @@ def _tag(name: str, layer: str) -> str:
     return f"{name.replace('_', '/', 1)}/{layer}"
 
 
-def _chosen(record: str | Sequence[str]) -> list[str]:
-    asked = (record,) if isinstance(record, str) else record
-    for name in asked:
-        if name not in _MEASURES and name != "all":
-            raise ValueError(f"unknown family {name!r} in record; {nearest(name, [*_MEASURES, 'all'])}")
-    return [name for name in _MEASURES if name in asked or "all" in asked]
-
-
 def _nothing(name: str, layers: int) -> jax.Array:
     """What stands in the state before anything was measured."""
     if name.endswith("_histogram"):
         return jnp.zeros((layers, stats.N_BINS), jnp.int32)
     return jnp.full(layers, jnp.nan, jnp.float32)
-
-
-def _binned(name: str, tree: Any, stacked: str) -> Statistics:
-    return {name: stats.histograms(weight_groups(tree, stacked))}
 
 
 def _array(leaf: Any) -> np.ndarray:
