@@ -315,6 +315,7 @@ def _accuracy(histories: dict[tuple[str, str], xr.Dataset], has_data: bool) -> P
     both[1].legend(loc="center right")
     sentence = (
         "Validation accuracy after each epoch, as that code ran (left) and cleanly (right): sigmoid networks stay at "
-        "chance whatever the initializer (their two lines coincide), ReLU networks learn from either."
+        "chance whatever the initializer (their two lines coincide), ReLU networks learn from either. Where all units "
+        "of a narrow layer die, a seed is lost: it pulls its mean down, and its band reaches down to chance."
     )
     return Picture("mxnet_mnist_accuracy", figure, sentence, pd.concat(tables))

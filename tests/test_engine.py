@@ -13,9 +13,8 @@ import reference
 import small
 
 from vgjax import batches, parallel, run
-from vgjax.config import Config, Hypers
-from vgjax.data import Dataset
-from vgjax.model import MLP, initial_variables
+from vgjax.config import Hypers
+from vgjax.model import initial_variables
 from vgjax.train import Lane, Program, Shared, initial_state, purpose_key, train_step
 
 engine = importlib.import_module("vgjax.loop")
@@ -329,19 +328,6 @@ def test_a_run_of_replicas():
     assert set(np.unique(np.round(history["validation_accuracy"].values * 4, 5))) <= {0, 1, 2, 3, 4}  # 16 of 20, by 4
 
 
-@pytest.mark.parametrize("shuffle", ["never", "once", "every_epoch"])
-def test_shuffle(shuffle):
-    """Every order is a permutation: the file's, one for all epochs, or one for each; another key, another order."""
-    config = changed(shuffle=shuffle, batch_size=7)
-    orders = np.array([batches.epoch_order(config, small.N, jax.random.key(0), jnp.int32(e)) for e in range(3)])
-    other = np.asarray(batches.epoch_order(config, small.N, jax.random.key(1), jnp.int32(0)))
-    assert (np.sort(orders, axis=1) == np.arange(small.N)).all()
-    assert np.array_equal(orders[0], np.arange(small.N)) == (shuffle == "never")
-    assert np.array_equal(orders[0], orders[1]) == (shuffle != "every_epoch")
-    assert np.array_equal(orders[0], other) == (shuffle == "never")
-    assert not np.array_equal(orders[1], orders[2]) or shuffle != "every_epoch"
-
-
 @pytest.mark.parametrize(("batch_size", "last_batch"), [(16, "keep"), (16, "drop"), (14, "keep"), (100, "keep")])
 def test_every_example_once_an_epoch(batch_size, last_batch):
     """The last, incomplete batch is kept, and nobody is seen twice for it; or it is dropped."""
@@ -384,102 +370,6 @@ def test_the_incomplete_batch_counts_its_own_examples(norm, reduction):
             have = after.variables["batch_stats"][name]
             np.testing.assert_allclose(have["var"], 0.99 + 0.01 * moment["var"], rtol=1e-6)
             np.testing.assert_allclose(have["mean"], 0.01 * moment["mean"], rtol=1e-4, atol=1e-7)
-
-
-def test_holdout():
-    """The first examples validate instead of the test split, and do not train."""
-    data = small.dataset()
-    train, validation = batches.arrays(data, changed(holdout=10))
-    np.testing.assert_array_equal(validation.inputs, data.train_inputs[:10])
-    np.testing.assert_array_equal(train.inputs, data.train_inputs[10:])
-    np.testing.assert_array_equal(train.labels, data.train_labels[10:])
-    train, validation = batches.arrays(data, changed())
-    np.testing.assert_array_equal(validation.inputs, data.test_inputs)
-    assert len(train.labels) == small.N
-
-
-@pytest.mark.parametrize(
-    ("changes", "message"),
-    [
-        ({"holdout": 56}, "holdout 56 leaves nothing of 56"),
-        ({"batch_size": 57}, "batch_size 57 is more than the 56 training examples; allowed: 1 to 56"),
-        ({"batch_size": 28, "replicas": 4}, "batch_size 28 is more than the 20 validation examples"),
-        ({"scaling": "1/255"}, "scaling '1/255' is for bytes"),
-    ],
-)
-def test_data_that_do_not_fit(changes, message):
-    """One line that says what would."""
-    with pytest.raises(ValueError, match=message):
-        batches.arrays(small.dataset(), changed(**changes))
-
-
-@pytest.mark.parametrize(
-    ("scaling", "formula"),
-    [
-        ("auto", lambda x: x / 255),
-        ("1/255", lambda x: x / 255),
-        ("1/256", lambda x: x / 256),
-        ("none", lambda x: x),
-        ("standardised", lambda x: (x - x.mean(0)) / np.where(x.std(0) > 0, x.std(0), 1)),
-    ],
-)
-def test_scaling_of_bytes(scaling, formula):
-    """Bytes stay bytes until they are read; a constant feature becomes 0 and not NaN."""
-    pixels = np.random.default_rng(0).integers(256, size=(40, 6)).astype(np.uint8)
-    pixels[:, 2] = 7
-    labels = np.zeros(40, np.int32)
-    data = Dataset("bytes", pixels, labels, pixels[:5], labels[:5], 2, (6,), "drawn")
-    train, validation = batches.arrays(data, changed(scaling=scaling))
-    assert train.inputs.dtype == np.uint8
-    want = formula(pixels.astype(np.float64))
-    np.testing.assert_allclose(batches.scaled(train, train.inputs), want, rtol=1e-5, atol=1e-5)
-    np.testing.assert_allclose(batches.scaled(validation, validation.inputs), want[:5], rtol=1e-5, atol=1e-5)
-
-
-def seen_at_start(config, **hypers):
-    """Standard deviations of the pre-activations over the first batch, layer by layer, and the parameters."""
-    inputs = jnp.asarray(np.random.default_rng(0).uniform(size=(64, 20)), jnp.float32)
-    variables = initial_variables(config, 5, Hypers(**hypers), jax.random.key(1), inputs)
-    (_, seen), _ = MLP(config, 5).apply(variables, inputs, train=True, mutable=["batch_stats"])
-    return [float(jnp.std(z)) for z in seen.pre_activations.values()], variables["params"]
-
-
-@pytest.mark.parametrize(("name", "norm"), [("relu", "none"), ("sigmoid", "batch")])
-def test_lsuv_gives_unit_variance(name, norm):
-    """Every layer's pre-activations have variance 1 on the first batch, the logits too."""
-    stds, _ = seen_at_start(Config(hidden=(30, 20, 10, 10), activation=name, initializer="lsuv", norm=norm))
-    assert stds == pytest.approx([1] * 5, rel=1e-4)
-
-
-def test_lsuv_where_it_is_asked_for():
-    """Hidden layers alone, or the output alone, as the two initializers say."""
-    stds, params = seen_at_start(Config(hidden=(30, 20), initializer="lsuv", output_initializer="normal(0.01)"))
-    assert stds[:2] == pytest.approx([1, 1], rel=1e-4) and stds[2] < 0.2
-    assert float(jnp.std(params["layer_3"]["kernel"])) == pytest.approx(0.01, rel=0.2)
-    stds, _ = seen_at_start(Config(hidden=(30, 20), initializer="normal(0.01)", output_initializer="lsuv"))
-    assert stds[0] < 0.2 and stds[2] == pytest.approx(1, rel=1e-4)
-
-
-def test_sigmas():
-    """σ_w multiplies every weight, and biases are N(0, σ_b²), 0 by default."""
-    config = Config(hidden=(300, 200), initializer="uniform")
-    (_, plain), (_, wide) = seen_at_start(config), seen_at_start(config, sigma_w=1.5, sigma_b=0.3)
-    for layer in plain:
-        np.testing.assert_allclose(wide[layer]["kernel"], 1.5 * plain[layer]["kernel"], rtol=1e-6)
-        assert not plain[layer]["bias"].any()
-    biases = np.concatenate([wide["layer_1"]["bias"], wide["layer_2"]["bias"]])
-    assert abs(biases.mean()) < 0.06 and biases.std() == pytest.approx(0.3, rel=0.15)
-
-
-def test_keys_by_purpose():
-    """A parameter's draw depends on its own path: other widths above, another norm or no bias do not change it."""
-    first = seen_at_start(changed())[1]
-    for changes in ({"hidden": (8, 7)}, {"hidden": (8, 6, 6)}, {"bias": False}, {"norm": "batch"}):
-        other = seen_at_start(changed(**changes))[1]
-        np.testing.assert_array_equal(first["layer_1"]["kernel"], other["layer_1"]["kernel"])
-    assert not np.allclose(first["layer_1"]["kernel"][:8, :6], first["layer_2"]["kernel"][:8, :6])
-    key = jax.random.key(0)
-    assert purpose_key(key, "init") != purpose_key(key, "shuffle") != key
 
 
 def test_progress_and_given_variables(eight_lanes):

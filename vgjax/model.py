@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import itertools
 import zlib
-from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 import flax.linen as nn
@@ -25,18 +25,19 @@ SHORTEST_STACK = 12  # fewer layers compile fast enough, and run faster, one by 
 
 
 class Seen(NamedTuple):
-    """What each layer saw, by its name: [B, width], or [layers, B, width] for a stack."""
+    """What one layer saw, arrays [B, width]; or all layers, {name: array}, with [layers, B, width] for a stack."""
 
-    inputs: dict[str, jax.Array]  # what the weights multiply
-    pre_activations: dict[str, jax.Array]  # z = Wh + b, before any norm
-    phi_inputs: dict[str, jax.Array]  # what the activation is applied to; the last layer has none
-    activations: dict[str, jax.Array]  # what the layer hands on; of the last layer, the logits
+    inputs: Any  # what the weights multiply
+    pre_activations: Any  # z = Wh + b, before any norm
+    phi_inputs: Any  # what the activation is applied to; the last layer has none
+    activations: Any  # what the layer hands on; of the last layer, the logits
 
 
 class MLP(nn.Module):
     """A multi-layer perceptron: `layer_1` … `layer_L`, the last one giving the logits.
 
     Where many hidden layers in a row have one width they are one stack, scanned: `layers_2_to_240` (see `stacks`).
+    Every pre-activation is perturbed: the loss's gradient with respect to Flax's collection `perturbations` is δ.
 
     Attributes:
       config: widths, activation, initializers, normalisation, branch.
@@ -49,137 +50,110 @@ class MLP(nn.Module):
     axis_name: str | None = None
 
     @nn.compact
-    def __call__(
-        self,
-        x: jax.Array,
-        *,
-        train: bool,
-        mask: jax.Array | None = None,
-        probes: dict[str, jax.Array] | None = None,
-    ) -> tuple[jax.Array, Seen]:
+    def __call__(self, x: jax.Array, *, train: bool, mask: jax.Array | None = None) -> tuple[jax.Array, Seen]:
         """Args:
           x: inputs, scaled [B, features].
           train: batch norm by the batch's statistics (True) or the running averages.
           mask: which examples count in batch norm's statistics [B], or None for all.
-          probes: added to the pre-activations of each layer (zeros, to take the loss's gradient δ with respect to
-            them), or None.
 
         Returns:
           logits [B, classes], and what each layer saw.
         """
         config = self.config
         seen = Seen({}, {}, {}, {})
-        stacked = {first: last for first, last in stacks(config)}
         if config.norm_at == "network_input":
-            x = _Norm(self, train, mask)("norm_0", x)
-        i, output = 1, len(config.hidden) + 1
-        while i < output:
-            last = stacked.get(i, i)
-            name = stack_name(i, last) if i in stacked else f"layer_{i}"
-            probe = None if probes is None else probes[name]
-            if i in stacked:
-                x, one = self._scan(name, last - i + 1, train)(x, probe, mask)
+            x = _normalise(self, "norm_0", x, train, mask)
+        for first, last in _blocks(config):
+            if first == last:
+                name = f"layer_{first}"
+                x, one = _hidden_layer(self, f"_{first}", config.hidden[first - 1], x, train, mask)
             else:
-                x, one = _hidden_layer(self, f"_{i}", config.hidden[i - 1], x, probe, train, mask)
+                name = stack_name(first, last)
+                x, one = self._scan(name, last - first + 1, train)(x, mask)
             for kind, value in zip(seen, one, strict=True):
                 kind[name] = value
-            i = last + 1
-        name = f"layer_{output}"
-        logits = _dense(self, name, self.classes, config.output_initializer or config.initializer)(x)
-        if probes is not None:
-            logits = logits + probes[name]
+        name = f"layer_{len(config.hidden) + 1}"
+        logits = _dense(self, name, self.classes, _named(config)[name], x)
         seen.inputs[name], seen.pre_activations[name], seen.activations[name] = x, logits, logits
         return logits, seen
 
     def _scan(self, name: str, length: int, train: bool) -> nn.Module:
         stack = nn.scan(
             _Block,
-            variable_axes={"params": 0, "batch_stats": 0},
+            variable_axes={"params": 0, "batch_stats": 0, "perturbations": 0},
             split_rngs={"params": True},
-            in_axes=(0, nn.broadcast),
+            in_axes=nn.broadcast,
             length=length,
         )
-        return stack(self.config, self.classes, self.axis_name, train, name=name)
+        return stack(self.config, self.axis_name, train, name=name)
 
 
 class _Block(nn.Module):
     """One hidden layer of a stack."""
 
     config: Config
-    classes: int
     axis_name: str | None
     train: bool
 
     @nn.compact
-    def __call__(self, x: jax.Array, probe: jax.Array | None, mask: jax.Array | None) -> tuple[jax.Array, Layer]:
-        return _hidden_layer(self, "", x.shape[-1], x, probe, self.train, mask)
-
-
-class Layer(NamedTuple):
-    """What one hidden layer saw, in the order of `Seen`."""
-
-    inputs: jax.Array
-    pre_activations: jax.Array
-    phi_inputs: jax.Array
-    activations: jax.Array
+    def __call__(self, x: jax.Array, mask: jax.Array | None) -> tuple[jax.Array, Seen]:
+        return _hidden_layer(self, "", x.shape[-1], x, self.train, mask)
 
 
 def _hidden_layer(
-    home: Any,
-    suffix: str,
-    width: int,
-    x: jax.Array,
-    probe: jax.Array | None,
-    train: bool,
-    mask: jax.Array | None,
-) -> tuple[jax.Array, Layer]:
+    home: Any, suffix: str, width: int, x: jax.Array, train: bool, mask: jax.Array | None
+) -> tuple[jax.Array, Seen]:
     """One hidden layer, its modules in `home`: dense, norm and activation in the config's order, and the branch."""
-    config, norm = home.config, _Norm(home, train, mask)
-    inputs = norm(f"norm{suffix}", x) if config.norm_at == "layer_inputs" else x
-    z = _dense(home, f"layer{suffix}", width, config.initializer)(inputs)
-    if probe is not None:
-        z = z + probe
-    phi_input = norm(f"norm{suffix}", z) if config.norm_at == "pre_activation" else z
-    h = activation(config.activation)(phi_input)
-    if config.norm_at == "post_activation":
-        h = norm(f"norm{suffix}", h)
+    config = home.config
+
+    def norm_if_here(place: str, x: jax.Array) -> jax.Array:
+        return _normalise(home, f"norm{suffix}", x, train, mask) if config.norm_at == place else x
+
+    inputs = norm_if_here("layer_inputs", x)
+    z = _dense(home, f"layer{suffix}", width, config.initializer, inputs)
+    phi_input = norm_if_here("pre_activation", z)
+    h = norm_if_here("post_activation", activation(config.activation)(phi_input))
     if config.branch != "plain" and x.shape == h.shape:
         alpha = home.param(f"alpha{suffix}", nn.initializers.zeros_init(), ()) if config.branch == "rezero" else 1.0
         h = x + alpha * h
-    return h, Layer(inputs, z, phi_input, h)
+    return h, Seen(inputs, z, phi_input, h)
 
 
-def _dense(home: Any, name: str, width: int, named: Any) -> nn.Dense:
-    return nn.Dense(
-        width,
-        use_bias=home.config.bias,
-        kernel_init=initializer(named),
-        name=name,
-    )
+class _Dense(nn.Dense):
+    """A dense layer whose pre-activations are perturbed."""
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        return self.perturb("z", super().__call__(x))
 
 
-class _Norm(NamedTuple):
-    """The config's normalisation, its modules in `home`."""
+def _dense(home: Any, name: str, width: int, named: Any, x: jax.Array) -> jax.Array:
+    return _Dense(width, use_bias=home.config.bias, kernel_init=initializer(named), name=name)(x)
 
-    home: Any
-    train: bool
-    mask: jax.Array | None
 
-    def __call__(self, name: str, x: jax.Array) -> jax.Array:
-        config = self.home.config
-        if config.norm == "batch":
-            norm = nn.BatchNorm(
-                use_running_average=not self.train,
-                use_fast_variance=False,
-                momentum=config.norm_momentum,
-                epsilon=config.norm_epsilon,
-                axis_name=self.home.axis_name,
-                name=name,
-            )
-            return norm(x, mask=None if self.mask is None else self.mask[:, None])
-        if config.norm == "layer":
-            return nn.LayerNorm(epsilon=config.norm_epsilon, use_fast_variance=False, name=name)(x)
-        return x
+def _normalise(home: Any, name: str, x: jax.Array, train: bool, mask: jax.Array | None) -> jax.Array:
+    """The config's normalisation, as a module of `home`."""
+    config = home.config
+    if config.norm == "batch":
+        norm = nn.BatchNorm(
+            use_running_average=not train,
+            use_fast_variance=False,
+            momentum=config.norm_momentum,
+            epsilon=config.norm_epsilon,
+            axis_name=home.axis_name,
+            name=name,
+        )
+        return norm(x, mask=None if mask is None else mask[:, None])
+    if config.norm == "layer":
+        return nn.LayerNorm(epsilon=config.norm_epsilon, use_fast_variance=False, name=name)(x)
+    return x
+
+
+def _blocks(config: Config) -> list[tuple[int, int]]:
+    """All hidden layers, (first, last) each: stacks, and single ones between them."""
+    together = stacks(config)
+    single = [i for i in range(1, len(config.hidden) + 1) if not any(a <= i <= b for a, b in together)]
+    return sorted([*together, *((i, i) for i in single)])
 
 
 def stacks(config: Config) -> list[tuple[int, int]]:
@@ -213,48 +187,41 @@ def initial_variables(config: Config, classes: int, hypers: Hypers, key: jax.Arr
     """
     model = MLP(config, classes)
     shapes = jax.eval_shape(lambda: model.init(key, inputs, train=False))
-    variables = jax.tree_util.tree_map_with_path(_identity, shapes)
-    output = f"layer_{len(config.hidden) + 1}"
-    for module, leaves in shapes["params"].items():
-        if module.startswith("layer"):
-            named = config.output_initializer if module == output else ""
-            dense = leaves["layer"] if module.startswith("layers_") else leaves
-            drawn = _draw(module, dense, initializer(named or config.initializer), hypers, key)
-            variables["params"][module] |= {"layer": drawn} if module.startswith("layers_") else drawn
-    variables["params"] = _unit_variance(model, variables, inputs)
-    return variables | {"params": _scale_weights(variables["params"], hypers.sigma_w)}
+    del shapes["perturbations"]
+    variables = jax.tree_util.tree_map_with_path(partial(_initial_leaf, config, hypers, key), shapes)
+    params = _unit_variance(model, variables, inputs)
+    return variables | {"params": _scale_weights(params, hypers.sigma_w)}
 
 
-def _identity(path: tuple[Any, ...], shape: Any) -> jax.Array:
-    """Scales and variances of norms are 1, all else 0."""
-    return jnp.full(shape.shape, 1 if path[-1].key in ("scale", "var") else 0, shape.dtype)
+def _initial_leaf(config: Config, hypers: Hypers, key: jax.Array, path: tuple[Any, ...], shape: Any) -> jax.Array:
+    """Weights and biases as drawn; scales and variances of norms are 1, all else 0."""
+    *module, leaf = (part.key for part in path[1:])
+    if leaf not in ("kernel", "bias") or not module[-1].startswith("layer"):
+        return jnp.full(shape.shape, leaf in ("scale", "var"), shape.dtype)
+    layer = group("/".join(module), shape)
+    paths = jnp.array([zlib.crc32(f"{name}/{leaf}".encode()) for name in layer.names], jnp.uint32)
+    keys = jax.vmap(partial(jax.random.fold_in, key))(paths)
+
+    def draw(key: jax.Array) -> jax.Array:
+        one = (key, shape.shape[layer.is_stack :], shape.dtype)
+        if leaf == "bias":
+            return hypers.sigma_b * jax.random.normal(*one)
+        return initializer(_named(config)[layer.names[0]])(*one)
+
+    return jax.lax.map(draw, keys) if layer.is_stack else draw(keys[0])
 
 
-def _draw(module: str, dense: Any, init: Callable[..., jax.Array], hypers: Hypers, key: jax.Array) -> Variables:
-    """The weights and biases of a dense layer, or of all those of a stack."""
-    layer = group(module, dense["kernel"])
-
-    def leaf(name: str, draw: Callable[..., jax.Array]) -> jax.Array:
-        shape, dtype = dense[name].shape[layer.is_stack :], dense[name].dtype
-        paths = [zlib.crc32(f"{one}/{name}".encode()) for one in layer.names]
-        if not layer.is_stack:
-            return draw(jax.random.fold_in(key, paths[0]), shape, dtype)
-        keys = jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.array(paths, jnp.uint32))
-        return jax.lax.map(lambda key: draw(key, shape, dtype), keys)
-
-    leaves = {"kernel": leaf("kernel", init)}
-    if "bias" in dense:
-        leaves["bias"] = hypers.sigma_b * leaf("bias", jax.random.normal)
-    return leaves
+def _named(config: Config) -> dict[str, Any]:
+    """The initializer of every layer, as the config names it."""
+    hidden = {f"layer_{i}": config.initializer for i in range(1, len(config.hidden) + 1)}
+    return {**hidden, f"layer_{len(config.hidden) + 1}": config.output_initializer or config.initializer}
 
 
 def _unit_variance(model: MLP, variables: Variables, inputs: jax.Array) -> Variables:
     """LSUV, where asked for: layer by layer, divide the weights by the standard deviation of their pre-activations."""
-    params, config = variables["params"], model.config
-    named = [config.initializer] * len(config.hidden) + [config.output_initializer or config.initializer]
-    for i in (i for i, name in enumerate(named, 1) if is_data_dependent(name)):
+    params = variables["params"]
+    for name in (name for name, named in _named(model.config).items() if is_data_dependent(named)):
         (_, seen), _ = model.apply({**variables, "params": params}, inputs, train=True, mutable=["batch_stats"])
-        name = f"layer_{i}"
         std = jnp.std(seen.pre_activations[name])
         divisor = jnp.where(std > 0, std, jnp.ones_like(std))
         params = {**params, name: {**params[name], "kernel": params[name]["kernel"] / divisor}}
@@ -299,9 +266,8 @@ def describe(config: Config, features: int, classes: int) -> list[ModuleRow]:
         count = sum(leaf.size for leaf in both)
         if name.startswith("layer_"):
             fan_in, fan_out = leaves["kernel"].shape
-            is_output = name == f"layer_{len(config.hidden) + 1}"
-            named = config.output_initializer if is_output and config.output_initializer else config.initializer
-            rows.append(ModuleRow(name, "dense", fan_out, count, fan_in * weight_variance(named, fan_in, fan_out)))
+            variance = weight_variance(_named(config)[name], fan_in, fan_out)
+            rows.append(ModuleRow(name, "dense", fan_out, count, fan_in * variance))
         else:
             kind = "alpha" if name.startswith("alpha_") else f"{config.norm} norm"
             rows.append(ModuleRow(name, kind, both[0].size, count, None))

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import optax
+from flax.traverse_util import flatten_dict
 
 from vgjax import batches, parallel
 from vgjax.batches import Arrays, Batch
@@ -112,11 +113,9 @@ def train_step(program: Program, lane: Lane, state: State, batch: Batch) -> tupl
     here = jnp.float32(batch.labels.size) if batch.mask is None else jnp.sum(batch.mask, dtype=jnp.float32)
     count = parallel.total(where, here)
 
-    def loss_of(params: Any, probes: Any) -> tuple[jax.Array, tuple[jax.Array, Seen, Any]]:
-        variables = {"params": params, **rest}
-        (logits, seen), changed = model.apply(
-            variables, batch.inputs, train=True, mask=batch.mask, probes=probes, mutable=list(rest)
-        )
+    def loss_of(params: Any, perturbations: Any) -> tuple[jax.Array, tuple[jax.Array, Seen, Any]]:
+        variables = {"params": params, **rest, "perturbations": perturbations}
+        (logits, seen), changed = model.apply(variables, batch.inputs, train=True, mask=batch.mask, mutable=list(rest))
         losses = optax.softmax_cross_entropy_with_integer_labels(logits, batch.labels)
         if batch.mask is not None:
             losses = jnp.where(batch.mask, losses, 0.0)
@@ -124,7 +123,7 @@ def train_step(program: Program, lane: Lane, state: State, batch: Batch) -> tupl
         return (loss if config.reduction == "sum" else loss / count), (logits, seen, changed)
 
     differentiate = jax.value_and_grad(loss_of, argnums=(0, 1), has_aux=True)
-    (loss, (logits, seen, changed)), (gradients, deltas) = differentiate(params, _probes(model, state, batch))
+    (loss, (logits, seen, changed)), (gradients, deltas) = differentiate(params, _zeros(model, state, batch))
     right = jnp.argmax(logits, axis=-1) == batch.labels
     if batch.mask is not None:
         right &= batch.mask
@@ -134,14 +133,16 @@ def train_step(program: Program, lane: Lane, state: State, batch: Batch) -> tupl
     points, opt_state = tx.points(gradients, state.opt_state, params)
     variables = {"params": optax.apply_updates(params, points.updates), **changed}
     loss = loss / count if config.reduction == "sum" else loss
+    deltas = {path[0]: delta for path, delta in flatten_dict(deltas).items()}
     view = View(gradients, points, params, seen, deltas, batch.mask, count)
     return State(variables, opt_state), Outcome(loss, correct, count), view
 
 
-def _probes(model: MLP, state: State, batch: Batch) -> dict[str, jax.Array]:
-    """Zeros to be added to every pre-activation: the loss's gradient with respect to them is δ."""
-    _, seen = jax.eval_shape(lambda: model.apply(state.variables, batch.inputs, train=False))
-    return {name: jnp.zeros(z.shape, z.dtype) for name, z in seen.pre_activations.items()}
+def _zeros(model: MLP, state: State, batch: Batch) -> Any:
+    """What perturbs every pre-activation: the loss's gradient with respect to it is δ."""
+    forward = partial(model.apply, train=False, mutable=["perturbations"])
+    shapes = jax.eval_shape(forward, state.variables, batch.inputs)[1]["perturbations"]
+    return jax.tree.map(lambda z: jnp.zeros(z.shape, z.dtype), shapes)
 
 
 def record(program: Program, outcome: Outcome, view: View) -> dict[str, jax.Array]:
