@@ -131,7 +131,9 @@ def _ours(options: Options) -> dict[str, Callable[[int], float]]:
 
     steps = options.steps
     images = _images(steps * tutorial.CLEAN.batch_size)
-    tutorials = replace(tutorial.CLEAN, **tutorial.GRID["uniform, relu"], dataset="synthetic", epochs=2 if options.smoke else 8)
+    tutorials = replace(
+        tutorial.CLEAN, **tutorial.GRID["uniform, relu"], dataset="synthetic", epochs=2 if options.smoke else 8
+    )
     if options.smoke:
         tutorials = replace(tutorials, hidden=(32, 16))
 

@@ -42,7 +42,7 @@ import pandas as pd
 import xarray as xr
 from matplotlib.ticker import MaxNLocator
 
-from experiments.options import Options
+from experiments.options import RECORDED, Options
 from experiments.reproduction import (
     Outcome,
     Picture,
@@ -78,6 +78,7 @@ IRIS = Config(
     batch_size=32,
     epochs=30,
     last_batch="keep",
+    record=RECORDED,
 )
 FASHION = replace(
     IRIS,

@@ -30,7 +30,7 @@ import numpy as np
 import pandas as pd
 import xarray as xr
 
-from experiments.options import Options
+from experiments.options import RECORDED, Options
 from experiments.reproduction import (
     Outcome,
     Picture,
@@ -61,7 +61,12 @@ GRID: dict[str, dict[str, Any]] = {
     "xavier, relu": {"initializer": XAVIER, "activation": "relu"},
 }
 CLEAN = Config(
-    dataset="mnist", scaling="1/256", hidden=(512, 256, 128, 64, 32, 16), optimizer="momentum(0.9)", decay="l2"
+    dataset="mnist",
+    scaling="1/256",
+    hidden=(512, 256, 128, 64, 32, 16),
+    optimizer="momentum(0.9)",
+    decay="l2",
+    record=RECORDED,
 )
 FAITHFUL = replace(CLEAN, reduction="sum", replicas=4, shuffle="once")
 HYPERS = Hypers(learning_rate=0.1, weight_decay=1e-5)

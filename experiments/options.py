@@ -8,6 +8,8 @@ from typing import Annotated
 
 from tyro.conf import Positional
 
+RECORDED = ("norms", "spread", "weights", "gradient_histogram", "weight_histogram")  # what the documents' figures show
+
 
 @dataclass(frozen=True)
 class Options:

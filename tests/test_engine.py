@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import importlib
+import json
 
 import jax
 import jax.numpy as jnp
@@ -14,7 +15,10 @@ import small
 
 from vgjax import batches, parallel, run
 from vgjax.config import Hypers
+from vgjax.history import load
 from vgjax.model import initial_variables
+from vgjax.names import text_of
+from vgjax.settings import Settings, settings_from
 from vgjax.train import Lane, Program, Shared, initial_state, purpose_key, train_step
 
 engine = importlib.import_module("vgjax.loop")
@@ -386,6 +390,16 @@ def test_progress_and_given_variables(eight_lanes):
     assert seen == [(3, 9), (6, 9), (9, 9)]
     sizes = np.linalg.norm(eight_lanes.variables["params"]["layer_1"]["kernel"], axis=(1, 2))
     np.testing.assert_allclose(result.history["weight_norm"].values[:, 0, 0], sizes, rtol=1e-6)
+
+
+def test_a_history_says_what_was_run(eight_lanes, tmp_path):
+    """Config, hypers and seeds, in memory as in the file; callables by where they can be imported."""
+    wanted = Settings(small.CONFIG, tuple(SETTINGS), (0, 1, 2, 3))
+    assert settings_from(json.loads(eight_lanes.history.attrs["run"])) == wanted
+    own = changed(activation=jnp.tanh, steps=2)
+    run(own, SETTINGS[0], [5], dataset=small.dataset(), folder=tmp_path / "run", tensorboard="none")
+    stored = settings_from(json.loads(load(tmp_path / "run").attrs["run"]))
+    assert stored == Settings(dataclasses.replace(own, activation=text_of(jnp.tanh)), (SETTINGS[0],), (5,))
 
 
 @pytest.mark.parametrize(

@@ -90,7 +90,10 @@ class Config:
     """Unsynchronised replicas from one start, each on its own part of every batch, as old MXNet ran [replicas]."""
     cadence: Named = "epoch"
     """At which steps statistics are recorded: see `vgjax list cadences`; all other steps pay nothing [name]."""
-    record: tuple[str, ...] = ("norms", "spread", "weights", "gradient_histogram", "weight_histogram")
+    record: tuple[str, ...] = (
+        *("norms", "spread", "weights", "points", "activations", "deltas", "decay"),
+        *("gradient_histogram", "weight_histogram"),
+    )
     """What is recorded of every layer: see `vgjax list families`, or all [names]."""
     record_layers: tuple[str, ...] = ("*",)
     """Of which layers: names or patterns like layer_[1-3] [names]."""

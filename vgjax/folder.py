@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import os
 import time
@@ -13,9 +12,7 @@ import xarray as xr
 import yaml
 
 from vgjax import checkpoint, history
-from vgjax.config import Config, Hypers
 from vgjax.environment import environment
-from vgjax.names import text_of
 from vgjax.records import Records, Which
 
 SECONDS_BETWEEN_CHECKPOINTS = 10.0
@@ -36,25 +33,24 @@ class RunFolder:
 
         Args:
           path: the folder.
-          about: config, hypers, seeds and data of the run; saved as `config.yaml`.
+          about: the run as `vgjax.settings.as_plain` gives it; saved as `config.yaml`.
           resume: whether a run is to go on here.
 
         Raises:
           ValueError: there is a run already, or another one; nothing was changed.
         """
-        resolved = describe(about)
         file = path / "config.yaml"
         if file.exists():
             there = _read(file)
-            if there != resolved:
-                raise ValueError(f"{path} holds another run ({_difference(there, resolved)}); choose another folder")
+            if there != about:
+                raise ValueError(f"{path} holds another run ({_difference(there, about)}); choose another folder")
             if not resume:
                 raise ValueError(f"{path} holds this run already; go on with --resume, or choose another folder")
         elif path.exists() and any(path.iterdir()):
             raise ValueError(f"{path} is not empty and holds no run; choose another folder")
         else:
             path.mkdir(parents=True, exist_ok=True)
-            _write_whole(file, yaml.safe_dump(resolved, sort_keys=False, allow_unicode=True))
+            _write_whole(file, yaml.safe_dump(about, sort_keys=False, allow_unicode=True))
             _write_whole(path / "environment.json", json.dumps(environment(), indent=2))
         return cls(path)
 
@@ -102,19 +98,6 @@ def _write_whole(path: Path, text: str) -> None:
     temporary = path.with_suffix(".tmp")
     temporary.write_text(text)
     os.replace(temporary, path)
-
-
-def describe(about: dict[str, Any]) -> dict[str, Any]:
-    """A run as plain data: callables as module:function, tuples as lists."""
-    config: Config = about["config"]
-    fields = {field.name: getattr(config, field.name) for field in dataclasses.fields(config)}
-    plain = {
-        name: text_of(value) if callable(value) else list(value) if isinstance(value, tuple) else value
-        for name, value in fields.items()
-    }
-    settings: list[Hypers] = about["hypers"]
-    hypers = [{name: float(value) for name, value in setting._asdict().items()} for setting in settings]
-    return {**about, "config": plain, "hypers": hypers, "seeds": list(about["seeds"])}
 
 
 def _read(file: Path) -> Any:

@@ -74,6 +74,7 @@ def chunk(
     evaluation: Mapping[str, np.ndarray],
     steps_per_epoch: int,
     divergence: Sequence[Mapping[str, int | str]],
+    run: str,
 ) -> xr.Dataset:
     """Label what one chunk of steps left behind.
 
@@ -86,6 +87,7 @@ def chunk(
       evaluation: name → [lanes].
       steps_per_epoch: for the epoch coordinate.
       divergence: of each lane, where it left the finite numbers so far (see `vgjax.divergence`).
+      run: its config, hypers and seeds as JSON, the history's attribute of that name.
     """
     left, right = stats.bin_edges()
     fans = np.array(list(layers.values()))
@@ -106,7 +108,7 @@ def chunk(
         "bin_left": ("bin", left),
         "bin_right": ("bin", right),
     }
-    dataset = xr.Dataset(variables, coordinates)
+    dataset = xr.Dataset(variables, coordinates, {"run": run})
     for name in variables:
         dataset[name].attrs["long_name"] = VARIABLES[name][1]
     return dataset

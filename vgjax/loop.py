@@ -6,6 +6,7 @@ import bisect
 import dataclasses
 import functools
 import itertools
+import json
 import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -30,6 +31,7 @@ from vgjax.layers import weight_groups
 from vgjax.model import Variables
 from vgjax.names import text_of
 from vgjax.records import Which
+from vgjax.settings import as_plain
 from vgjax.train import Lane, Plan, Program, Shared, State, fresh_state, initial_state, run_chunk
 
 DEFAULTS = Hypers()
@@ -114,12 +116,10 @@ def run(
     most = max(2, *(len(chunk.recorded) for chunk in chunks))  # no fewer than a last epoch's two
     shared = Shared(train, validation, _plan_arrays(chunks[0], most))
     state = _first_state(program, shared, lanes, variables)  # what can be refused is refused before a file is written
-    disk = None
-    if folder is not None:
-        about = {"config": config, "hypers": settings, "seeds": seeds, "data": dataset.source}
-        disk = RunFolder.open(Path(folder), about, resume)
+    about = as_plain(config, settings, seeds, dataset.source)
+    disk = RunFolder.open(Path(folder), about, resume) if folder is not None else None
     try:
-        return _train(program, chunks, shared, lanes, state, coordinates, disk, tensorboard, progress)
+        return _train(program, chunks, shared, lanes, state, coordinates, about, disk, tensorboard, progress)
     finally:
         if disk:
             disk.close()
@@ -143,6 +143,7 @@ class _Landing:
         shared: Shared,
         lanes: Lane,
         coordinates: dict[str, np.ndarray],
+        about: dict[str, Any],
         params: Any,
         lane_bytes: int,
         disk: RunFolder | None,
@@ -151,6 +152,7 @@ class _Landing:
     ):
         self.program, self.shared, self.lanes, self.coordinates = program, shared, lanes, coordinates
         self.disk, self.parts, self.progress = disk, parts, progress
+        self.about = json.dumps(about, ensure_ascii=False)
         self.lane_bytes = lane_bytes
         self.all_layers = [name for group in weight_groups(params) for name in group.names]
         self.layers = layer_shapes(program.config, params)
@@ -180,6 +182,7 @@ class _Landing:
             evaluation,
             program.steps_per_epoch,
             self.divergence,
+            self.about,
         )
         self.parts.append(part)
         if self.disk:
@@ -210,6 +213,7 @@ def _train(
     lanes: Lane,
     state: State,
     coordinates: dict[str, np.ndarray],
+    about: dict[str, Any],
     disk: RunFolder | None,
     tensorboard: Which,
     progress: Callable[[xr.Dataset, int], None] | None,
@@ -223,7 +227,7 @@ def _train(
         done, (lanes, state), parts = disk.resume((lanes, state), tensorboard)
     shared, (lanes, state) = parallel.place(where, shared, (lanes, state))
     chunk_program = _chunk_program(_without_start(program), lane_bytes)
-    landing = _Landing(program, shared, lanes, coordinates, params, lane_bytes, disk, parts, progress)
+    landing = _Landing(program, shared, lanes, coordinates, about, params, lane_bytes, disk, parts, progress)
     flight: _Flight | None = None
     for chunk in chunks:
         if chunk.start < done:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, get_args, get_origin, get_type_hints
 
 from vgjax.config import Config, Hypers
-from vgjax.names import nearest
+from vgjax.names import nearest, text_of
 
 LARGEST_SEED = 2**32 - 1
 _HINTS = {"config": get_type_hints(Config), "hypers": get_type_hints(Hypers)}
@@ -41,22 +41,46 @@ def read_settings(path: Path) -> Settings:
       OSError: no such file.
     """
     try:
-        content = _parse(path)
-        if not isinstance(content, dict):
-            raise ValueError("it holds no settings; allowed: lines of `field: value`")
-        config = _section(content, "config")
-        hypers = content.pop("hypers", [])
-        settings = [_checked(h, "hypers") for h in (hypers if isinstance(hypers, list) else [hypers])] or [{}]
-        seeds = _seeds(content.pop("seeds", 1))
-        content.pop("data", None)
-        flat = {name: content.pop(name) for name in list(content) if name in _HINTS["hypers"]}
-        config |= _checked(content, "config", also=(*Hypers._fields, "seeds"))
-        flat = _checked(flat, "hypers")
-        return Settings(Config(**config), tuple(Hypers(**(one | flat)) for one in settings), seeds)
+        return settings_from(_parse(path))
     except RecursionError:
         raise ValueError(f"{path}: it is nested too deeply") from None
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from None
+
+
+def settings_from(content: Any) -> Settings:
+    """The same from plain data, as a config file or `history.attrs["run"]` (JSON) holds them.
+
+    Raises:
+      ValueError: a field or value is not allowed.
+    """
+    if not isinstance(content, dict):
+        raise ValueError("it holds no settings; allowed: lines of `field: value`")
+    content = dict(content)
+    config = _section(content, "config")
+    hypers = content.pop("hypers", [])
+    settings = [_checked(h, "hypers") for h in (hypers if isinstance(hypers, list) else [hypers])] or [{}]
+    seeds = _seeds(content.pop("seeds", 1))
+    content.pop("data", None)
+    flat = {name: content.pop(name) for name in list(content) if name in _HINTS["hypers"]}
+    config |= _checked(content, "config", also=(*Hypers._fields, "seeds"))
+    flat = _checked(flat, "hypers")
+    return Settings(Config(**config), tuple(Hypers(**(one | flat)) for one in settings), seeds)
+
+
+def as_plain(config: Config, hypers: Sequence[Hypers], seeds: Sequence[int], data: str) -> dict[str, Any]:
+    """A run as plain data, which `settings_from` reads: callables as module:function, tuples as lists.
+
+    Args:
+      config, hypers, seeds: the run.
+      data: where its data came from.
+    """
+    plain = {
+        name: text_of(value) if callable(value) else list(value) if isinstance(value, tuple) else value
+        for name, value in vars(config).items()
+    }
+    settings = [{name: float(value) for name, value in setting._asdict().items()} for setting in hypers]
+    return {"config": plain, "hypers": settings, "seeds": list(seeds), "data": data}
 
 
 def _parse(path: Path) -> Any:
