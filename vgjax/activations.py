@@ -70,3 +70,27 @@ def steepest_slope(named: str | Activation) -> float:
     with jax.ensure_compile_time_eval():
         x = jnp.asarray(np.linspace(-20, 20, 40_001, dtype=np.float32))
         return float(jnp.max(jnp.abs(jax.jvp(phi, (x,), (jnp.ones_like(x),))[1])))
+
+
+def kinks(named: str | Activation) -> tuple[float, ...]:
+    """Where φ′ jumps, within −20 … 20: there, halving an interval does not halve the difference of φ′ at its ends.
+
+    >>> kinks("relu")
+    (0.0,)
+    """
+    phi = activation(named)
+
+    def slope(x: np.ndarray) -> np.ndarray:
+        return np.asarray(jax.jvp(phi, (jnp.asarray(x),), (jnp.ones_like(x),))[1])
+
+    with jax.enable_x64(True):
+        left = np.linspace(-20, 20, 40_000, endpoint=False)
+        right = left + 1e-3
+        jump = first = np.abs(slope(right) - slope(left))
+        for _ in range(20):
+            middle = (left + right) / 2
+            before, after = np.abs(slope(middle) - slope(left)), np.abs(slope(right) - slope(middle))
+            left, right = np.where(before > after, left, middle), np.where(before > after, middle, right)
+            jump = np.maximum(before, after)
+    rounding = 16 * np.finfo(np.float32).eps * steepest_slope(named)
+    return tuple(np.unique(np.round(middle[jump > np.maximum(first / 2, rounding)], 6) + 0.0).tolist())

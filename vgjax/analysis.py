@@ -22,8 +22,8 @@ class Estimate(NamedTuple):
     n: int
 
 
-def estimate(values: np.ndarray) -> Estimate:
-    """Mean and Student-t 95 % interval of independent values (NaN interval for a single one).
+def estimate(values: np.ndarray, confidence: float = 0.95) -> Estimate:
+    """Mean and Student-t interval, 95 % by default, of independent values (NaN interval for a single one).
 
     >>> estimate(np.array([1.0, 2.0, 3.0])).value
     2.0
@@ -32,7 +32,7 @@ def estimate(values: np.ndarray) -> Estimate:
     mean, n = float(values.mean()), len(values)
     if n < 2:
         return Estimate(mean, float("nan"), float("nan"), n)
-    half = float(scipy_stats.t.ppf(0.975, n - 1) * values.std(ddof=1) / np.sqrt(n))
+    half = float(scipy_stats.t.ppf((1 + confidence) / 2, n - 1) * values.std(ddof=1) / np.sqrt(n))
     return Estimate(mean, mean - half, mean + half, n)
 
 

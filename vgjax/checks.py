@@ -34,8 +34,8 @@ def check_names(config: Config) -> None:
         init = initializer(named)
         _try("initializer", named, lambda key, init=init: init(key, weights.shape, weights.dtype), key, weights)
         if isinstance(named, str) and ":" not in named:  # a row: its formula takes the same arguments
-            _attempt("initializer", named, partial(weight_variance, named, *weights.shape))
-    steps = _attempt("cadence", config.cadence, lambda: steps_of(config.cadence, STEPS, 2 * STEPS))
+            attempt("initializer", named, partial(weight_variance, named, *weights.shape))
+    steps = attempt("cadence", config.cadence, lambda: steps_of(config.cadence, STEPS, 2 * STEPS))
     if not isinstance(steps, list) or any(type(step) is not int for step in steps) or steps != sorted(set(steps)):
         raise ValueError(f"cadence {text_of(config.cadence)!r} gives {steps!r}; allowed: a list of ascending steps")
     chosen(config.record)
@@ -46,18 +46,18 @@ def check_names(config: Config) -> None:
         _try("schedule", config.schedule, lambda count: 1.0 * schedule(STEPS)(count), count, factor)
     params = {"kernel": weights, "bias": bias}
     resolve("optimizer", OPTIMIZERS, config.optimizer)
-    tx = _attempt("optimizer", config.optimizer, lambda: make_optimizer(config, Hypers(), STEPS))
+    tx = attempt("optimizer", config.optimizer, lambda: make_optimizer(config, Hypers(), STEPS))
     _try("optimizer", config.optimizer, lambda p: tx.update(p, tx.init(p), p)[0], params, params)
 
 
 def _try(kind: str, named: Any, function: Callable[..., Any], given: Any, wanted: Any) -> None:
     """Refuse a function of `given` that raises, or gives other shapes or dtypes than `wanted`."""
-    got = _attempt(kind, named, lambda: jax.eval_shape(function, given))
+    got = attempt(kind, named, lambda: jax.eval_shape(function, given))
     if _shapes(got) != _shapes(wanted):
         raise ValueError(f"{kind} {text_of(named)!r} gives {_shapes(got)}; allowed: {_shapes(wanted)}")
 
 
-def _attempt(kind: str, named: Any, function: Callable[[], Any]) -> Any:
+def attempt(kind: str, named: Any, function: Callable[[], Any]) -> Any:
     try:
         return function()
     except Exception as error:  # a stranger's function may raise anything

@@ -1,4 +1,4 @@
-"""The command `vgjax`: train, show, data, list. Results go to stdout, progress and errors to stderr.
+"""The command `vgjax`: train, show, data, clinic, list. Results go to stdout, progress and errors to stderr.
 
 Rooms that need JAX are imported by the command that needs them, so that `--help` does not wait for it.
 """
@@ -184,6 +184,37 @@ class Data:
         self.what.run()
 
 
+@dataclass(frozen=True)
+class Clinic:
+    """Examine an initializer, or an activation, of your own: whom it resembles, and what it does to signals."""
+
+    initializer: Annotated[Positional[str], arg(metavar="INITIALIZER")] = ""
+    """module:function or a name from `vgjax list initializers`; none: each --activation is examined."""
+    activation: Annotated[tuple[str, ...], arg(metavar="NAME …")] = ()
+    """Activations to examine it with, besides tanh, relu and sigmoid; or to be examined themselves [names]."""
+    out: Folder = None
+    """Folder of the page and its numbers; default: clinic/NAME [folder]."""
+
+    def run(self) -> None:
+        """Examine, write the page and print its table."""
+        if not (self.initializer or self.activation):
+            raise ValueError("nothing to examine; allowed: an INITIALIZER, or --activation NAME")
+        if "jax" not in sys.modules:  # small lanes cannot keep several cores busy, so each core is a device
+            os.environ.setdefault("JAX_NUM_CPU_DEVICES", str(os.cpu_count()))
+        from vgjax.clinic import ACTIVATIONS, examine_activation, examine_initializer, write
+        from vgjax.show import print_report, working
+
+        with working() as note:
+            if self.initializer:
+                activations = tuple(dict.fromkeys((*ACTIVATIONS, *self.activation)))
+                reports = [examine_initializer(self.initializer, activations, note)]
+            else:
+                reports = [examine_activation(name, note) for name in self.activation]
+        for report in reports:
+            page = write(report, self.out or Path("clinic", _plain(report.name)))
+            print_report(report, page)
+
+
 Topic = Literal["initializers", "activations", "optimizers", "schedules", "clips", "cadences", "families", "datasets"]
 
 
@@ -249,6 +280,7 @@ def parse(argv: list[str]) -> Any:
         Annotated[Train, subcommand("train", default=Train(config=found.config, hypers=found.hypers[0], seeds=seeds))],
         Annotated[Show, subcommand("show", default=Show(config=found.config))],
         Annotated[Data, subcommand("data")],
+        Annotated[Clinic, subcommand("clinic")],
         Annotated[List, subcommand("list")],
     ]
     complaint = io.StringIO()
@@ -281,9 +313,13 @@ def _config_file(argv: list[str]) -> Path | None:
 
 
 def _new_folder(config: Config) -> Path:
-    names = [text_of(named) for named in (config.dataset, config.activation, config.initializer)]
-    plain = [re.sub(r"[^\w.=]+", "_", name).strip("_.") for name in names]
-    return Path("runs", "-".join([*plain, time.strftime("%Y%m%d-%H%M%S")]))
+    names = [_plain(text_of(named)) for named in (config.dataset, config.activation, config.initializer)]
+    return Path("runs", "-".join([*names, time.strftime("%Y%m%d-%H%M%S")]))
+
+
+def _plain(name: str) -> str:
+    """A name that can be a folder's."""
+    return re.sub(r"[^\w.=]+", "_", name).strip("_.")
 
 
 def _sizes(dataset: Any, data_dir: Path | None) -> tuple[int, int]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import io
 import math
 import os
 from collections.abc import Mapping, Sequence
@@ -24,20 +25,40 @@ def write_page(path: Path, sections: Sequence[Any], figures: Path, environment: 
     Returns:
       The absolute path of the page.
     """
-    templates = jinja2.Environment(loader=jinja2.PackageLoader("vgjax", ""), autoescape=True, trim_blocks=True)
-    templates.filters["number"] = number
     images = {
         picture.name: base64.b64encode((figures / f"{picture.name}.png").read_bytes()).decode()
         for section in sections
         for picture in section.pictures
     }
-    page = templates.get_template("report.html").render(
-        sections=sections, images=images, environment=environment, verdicts=_count(sections)
-    )
+    values = {"sections": sections, "images": images, "environment": environment, "verdicts": _count(sections)}
+    return write_html(path, "report.html", **values)
+
+
+def write_html(path: Path, template: str, **values: Any) -> Path:
+    """Write a page, whole or not at all; what is put into the template is escaped.
+
+    Args:
+      path: the HTML file.
+      template: its file in this package.
+      values: by the template's names; figures by its filter `inline`.
+
+    Returns:
+      The absolute path of the page.
+    """
+    templates = jinja2.Environment(loader=jinja2.PackageLoader("vgjax", ""), autoescape=True, trim_blocks=True)
+    templates.filters |= {"number": number, "inline": _inline}
+    page = templates.get_template(template).render(values)
     temporary = path.with_suffix(".tmp")
     temporary.write_text(page)
     os.replace(temporary, path)
     return path.absolute()
+
+
+def _inline(figure: Any) -> str:
+    """A figure as the URL of a picture."""
+    picture = io.BytesIO()
+    figure.savefig(picture, format="png", dpi=160)
+    return f"data:image/png;base64,{base64.b64encode(picture.getvalue()).decode()}"
 
 
 def number(x: float | None) -> str:

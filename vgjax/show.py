@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -128,6 +129,32 @@ def _divergence(lane: xr.Dataset) -> str:
 def _layer_rms(history: xr.Dataset, record: int) -> np.ndarray:
     """[layers]; by way of the logarithm, so that what float32 cannot hold is shown too."""
     return 10 ** history["gradient_log10_rms"].isel(record=record).astype(np.float64).mean("lane").values
+
+
+def print_report(report: Any, page: Path) -> None:
+    """What the clinic found (`vgjax.clinic.Report`), and where its page is."""
+    from vgjax.report import number
+
+    signs = {True: "✓", False: "✗", None: "–"}
+    rows = [
+        (
+            signs[v.good],
+            v.what,
+            v.value if isinstance(v.value, str) else number(v.value),
+            f"{number(v.low)} … {number(v.high)}" if number(v.low) else None,
+            v.judgement,
+        )
+        for v in report.verdicts
+    ]
+    print_table(report.sentence, ("", "what", "value", "interval", "judgement"), rows, ("value", "interval"))
+    print(f"page     {page}\nnumbers  {page.with_suffix('.json')}")
+
+
+@contextlib.contextmanager
+def working() -> Iterator[Callable[[str], None]]:
+    """A line on stderr that says what is going on, while it does; off a terminal, nothing."""
+    with Console(stderr=True).status("") as status:
+        yield status.update
 
 
 class ProgressBar:
