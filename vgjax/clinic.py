@@ -19,6 +19,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+import xarray as xr
 
 from vgjax import draws, theory, trials
 from vgjax.activations import Activation, activation, kinks, steepest_slope
@@ -31,7 +32,7 @@ from vgjax.environment import environment
 from vgjax.initializers import INITIALIZERS, Initializer
 from vgjax.names import text_of
 from vgjax.report import number, write_html
-from vgjax.trials import N_SEEDS, Phase, Place, Signal
+from vgjax.trials import N_SEEDS, Phase, Place
 
 ACTIVATIONS = ("tanh", "relu", "sigmoid")
 COMPARED = ("he_normal", "lecun_normal", "glorot_normal", "orthogonal")
@@ -96,7 +97,7 @@ def examine_initializer(
     spectra = {} if drawn.constant else {shape: draws.spectrum(drawn, shape) for shape in SHAPES[:2]}
     like, laws = draws.nearest_builtin(drawn), draws.laws(drawn)
     phases: dict[str, Phase] = {}
-    signals: dict[str, Signal] = {}
+    signals: dict[str, xr.Dataset] = {}
     places: dict[str, Place] = {}
     for phi in activations:
         on = text_of(phi)
@@ -109,7 +110,7 @@ def examine_initializer(
     verdicts = [*_contract(drawn), *_keys(drawn, contest.kernels(named)), *_law(drawn, laws, like, sigma_w2)]
     verdicts += [_spectrum(shape, one) for shape, one in spectra.items()]
     verdicts += [_phase(f"χ₁ with {on}", one) for on, one in phases.items()]
-    verdicts += [_signal(f"first δ over last with {on}", one) for on, one in signals.items()]
+    verdicts += [_signal(f"decades of δ lost a layer with {on}", one) for on, one in signals.items()]
     verdicts += [_place(on, one) for on, one in places.items()]
     lines = {on: trials.critical_line(phi, 1.0) for on, phi in zip(phases, activations, strict=False)}
     return Report(
@@ -163,7 +164,7 @@ def examine_activation(named: str | Activation, note: Note = lambda _: None) -> 
         _said("kinks", ", ".join(f"{x:.4g}" for x in at) or "none", "where φ′ jumps" if at else "φ′ is continuous"),
         Verdict("critical σ_w² at σ_b = 0", critical, math.nan, math.nan, edge),
         *(_phase(f"χ₁ at σ_w² = {gains[name]:.4g} ({name})", one) for name, one in phases.items()),
-        *(_signal(f"first δ over last at σ_w² = {gains[name]:.4g}", one) for name, one in signals.items()),
+        *(_signal(f"decades of δ lost a layer at σ_w² = {gains[name]:.4g}", one) for name, one in signals.items()),
     ]
     name, line, most = text_of(named), trials.critical_line(named, 1.0), max(3.0, 1.5 * max(gains.values()))
     marks = {f"{which}, {gain:.4g}": (gain, gain) for which, gain in gains.items()}
@@ -176,7 +177,7 @@ def examine_activation(named: str | Activation, note: Note = lambda _: None) -> 
         tuple(verdicts),
         (
             Picture(_LINES, partial(_draw, "phase_diagrams", {name: line}, marks, most)),
-            Picture(_SIGNALS, partial(_draw, "signals", labels)),
+            Picture(_SIGNALS, partial(_draw, "signal", labels, _COLUMNS)),
         ),
         f"δ: geometric mean and 95 % interval over {N_SEEDS} seeds of networks of {len(trials.DEEP.hidden)} layers.",
         {
@@ -297,13 +298,13 @@ def _layers(depth: tuple[float, float]) -> str:
     return f"{low} layers" if low == high else f"{low} to {high} layers"
 
 
-def _signal(what: str, one: Signal) -> Verdict:
-    kept, expected = one.kept(), one.expected()
-    if not math.isfinite(kept.value):
-        return Verdict(what, *kept[:3], "δ is 0 or beyond float32 in some layer", False)
-    fits = expected.low <= kept.value <= expected.high
-    band = f"predicted {number(expected.value)} ({number(expected.low)} … {number(expected.high)})"
-    return Verdict(what, *kept[:3], f"{band}: {'as' if fits else 'not as'} networks of Gaussian weights")
+def _signal(what: str, one: xr.Dataset) -> Verdict:
+    decay, low, high = (float(one[f"decay{end}"].isel(record=0)) for end in ("", "_low", "_high"))
+    middle, least, most = (float(one[f"predicted_decay{end}"]) for end in ("", "_low", "_high"))
+    if not math.isfinite(decay):
+        return Verdict(what, decay, low, high, "δ is 0 or beyond float32 in some layer", False)
+    alike = "as" if least <= decay <= most else "not as"
+    return Verdict(what, decay, low, high, f"{alike} in Gaussian networks: {middle:.3g} ({least:.3g} … {most:.3g})")
 
 
 def _place(on: str, one: Place) -> Verdict:
@@ -353,6 +354,7 @@ _LINES = (
     "Left of the line two inputs become alike and gradients vanish (ordered); right of it they part and gradients "
     "explode (chaotic); on it signals keep. Layers are marked at σ_b = 0."
 )
+_COLUMNS = {"activation_rms": "RMS of activations", "delta_rms": "RMS of δ"}
 _SIGNALS = (
     "Lines with points: geometric mean over seeds, with their range. Dashed, with a band: predicted for networks of "
     "independent Gaussian weights with this variance."
@@ -365,7 +367,7 @@ def _pictures(
     spectra: dict[tuple[int, int], Spectrum],
     lines: dict[str, tuple[np.ndarray, np.ndarray]],
     sigma_w2: Estimate,
-    signals: dict[str, Signal],
+    signals: dict[str, xr.Dataset],
     places: dict[str, Place],
 ) -> list[Picture]:
     shapes = {f"{a}×{b}": (a, b) for a, b in SHAPES}
@@ -389,7 +391,7 @@ def _pictures(
     accuracy = {on: {n: estimate(values) for n, values in one.accuracy.items()} for on, one in places.items()}
     return [
         *found,
-        Picture(_SIGNALS, partial(_draw, "signals", signals)),
+        Picture(_SIGNALS, partial(_draw, "signal", signals, _COLUMNS)),
         Picture(
             f"After {trials.TRAINED.steps} steps of SGD on digits, {len(trials.TRAINED.hidden)} layers of {trials.TRAINED.hidden[0]} units, "
             f"the same {N_SEEDS} seeds and batches for all: mean validation accuracy and its 95 % interval.",
@@ -424,6 +426,8 @@ def write(report: Report, folder: Path) -> Path:
 
 def _plain(value: Any) -> Any:
     """For JSON: named fields as objects, arrays as lists, what is not a number as null."""
+    if isinstance(value, xr.Dataset):
+        return {name: _plain(variable.values) for name, variable in value.variables.items()}
     if hasattr(value, "_asdict"):
         value = value._asdict()
     if isinstance(value, dict):

@@ -5,12 +5,14 @@ Measurements are points joined by lines, with a band for their spread; theory is
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ParamSpec, TypeVar
 
 import matplotlib as mpl
 import numpy as np
+import pandas as pd
+import xarray as xr
 from matplotlib.axes import Axes
 from matplotlib.colors import PowerNorm
 from matplotlib.figure import Figure
@@ -100,6 +102,54 @@ def label_ends(axes: Axes, x: float, labels: dict[str, tuple[float, int]], gap: 
 
 
 @styled
+def signal(rows: Mapping[str, xr.Dataset], names: Mapping[str, str], most_steps: int = 4) -> Figure:
+    """How the signal fares from layer to layer: the predicted band, and step 0 and later steps on it.
+
+    Args:
+      rows: one a start: what it is called → `analysis.compared`, or `analysis.band` where nothing was measured.
+      names: what each signal is called.
+      most_steps: records that are shown.
+    """
+    columns = [name for name in names if all(name in row["signal"] for row in rows.values())]
+    figure, panels_ = panels(len(rows), len(columns), width=3.6, height=3.0)
+    for (title, row), line in zip(rows.items(), panels_, strict=True):
+        layers = [int(name.rpartition("_")[2]) for name in row["layer"].values]
+        for name, axes in zip(columns, line, strict=True):
+            one = row.sel(signal=name)
+            axes.fill_between(
+                layers, one["predicted_low"], one["predicted_high"], color="0.85", label="predicted, 95 %"
+            )
+            axes.plot(layers, one["predicted"], color="0.35", linestyle="--", linewidth=1.1)
+            if "measured" in one:
+                _steps(axes, layers, one, most_steps)
+            axes.set(yscale="log", xlabel="layer", title=f"{names[name]}{', ' if title else ''}{title}")
+            axes.xaxis.set_major_locator(MaxNLocator(8, integer=True))
+    panels_[0][-1].legend()
+    return figure
+
+
+def _steps(axes: Axes, layers: list[int], one: xr.Dataset, most: int) -> None:
+    """Step 0 with its spread over lanes, and some later steps."""
+    records = np.unique(np.linspace(0, one.sizes["record"] - 1, most).astype(int))
+    for which, record in enumerate(records):
+        centre, low, high = (one[f"measured{end}"].isel(record=record) for end in ("", "_low", "_high"))
+        series(axes, layers, centre, low, high, f"step {one['step'].values[record]}", which)
+
+
+def write_signal(path: Path, rows: Mapping[str, xr.Dataset], names: Mapping[str, str]) -> Path:
+    """Draw `signal`, and write it beside the numbers as path.png, path.svg and path.csv.
+
+    Returns:
+      The PNG.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    save(signal(rows, names), path)
+    tables = [row.to_dataframe().reset_index().assign(start=title) for title, row in rows.items()]
+    pd.concat(tables).to_csv(f"{path}.csv", index=False)
+    return Path(f"{path}.png")
+
+
+@styled
 def variance_law(shapes: Sequence[str], measured: Sequence[Any], formulas: dict[str, Sequence[float]]) -> Figure:
     """fan_in · Var(W) by shape: points with intervals (value, low, high), and a dashed line a formula."""
     figure, grid = panels(width=5.4)
@@ -154,32 +204,6 @@ def phase_diagrams(
 
 
 @styled
-def signals(found: dict[str, Any]) -> Figure:
-    """RMS of δ (above) and of the activations (below) over depth, a panel each: measured over seeds, and predicted.
-
-    Args:
-      found: title → `trials.Signal`.
-    """
-    figure, grid = panels(2, len(found), width=3.4, height=2.5, sharex=True)
-    for column, (title, one) in enumerate(found.items()):
-        rows = ((one.delta, np.log10(one.predicted_delta)), (np.log10(one.length), np.log10(one.predicted_length)))
-        for axes, (measured, predicted) in zip(grid[:, column], rows, strict=True):
-            layers = np.arange(1, measured.shape[1] + 1)
-            axes.fill_between(
-                layers, *np.quantile(predicted, [0.025, 0.975], axis=0), color="C1", alpha=0.2, linewidth=0
-            )
-            theory_line(axes, layers, np.median(predicted, axis=0), 1, "predicted")
-            series(axes, layers, measured.mean(0), measured.min(0), measured.max(0), "measured", 0)
-            axes.yaxis.set_major_locator(MaxNLocator(5, integer=np.ptp(axes.get_ylim()) > 4))
-        grid[0, column].set_title(title)
-        grid[1, column].set_xlabel("hidden layer")
-    grid[0, 0].set_ylabel("log₁₀ RMS of δ")
-    grid[1, 0].set_ylabel("log₁₀ RMS of activations")
-    grid[0, -1].legend()
-    return figure
-
-
-@styled
 def standings(accuracy: dict[str, dict[str, Any]], first: str) -> Figure:
     """Mean and interval of the accuracy of every initializer, sorted, a panel an activation.
 
@@ -204,5 +228,5 @@ def standings(accuracy: dict[str, dict[str, Any]], first: str) -> Figure:
 def save(figure: Figure, path: Path) -> None:
     """Write path.png and path.svg."""
     with mpl.rc_context(fname=str(STYLE)):
-        figure.savefig(path.with_suffix(".png"))
-        figure.savefig(path.with_suffix(".svg"), metadata={"Date": None})
+        figure.savefig(f"{path}.png")
+        figure.savefig(f"{path}.svg", metadata={"Date": None})

@@ -141,9 +141,18 @@ def program(where: Layout, one_lane: Callable[..., Any], lane_bytes: int) -> Cal
 
 
 def start_program(one_lane: Callable[..., Any]) -> Callable[..., Any]:
-    """Compile `one_lane(shared, lane)` for all lanes, to run once: on a CPU compiling takes far longer than running."""
-    options: Any = {"xla_backend_optimization_level": 0} if jax.default_backend() == "cpu" else None
-    return jax.jit(jax.vmap(one_lane, in_axes=(None, 0)), compiler_options=options)
+    """Compile `one_lane(shared, lane)` for all lanes, to run once: on a CPU compiling takes far longer than running.
+
+    There the lanes run one by one: XLA's pool of threads waits for itself when several batched QR decompositions
+    (orthogonal weights of as many layers) share it, and never ends.
+    """
+    if jax.default_backend() != "cpu":
+        return jax.jit(jax.vmap(one_lane, in_axes=(None, 0)))
+
+    def all_lanes(shared: Any, lanes: Any) -> Any:
+        return jax.lax.map(partial(one_lane, shared), lanes)
+
+    return jax.jit(all_lanes, compiler_options={"xla_backend_optimization_level": 0})
 
 
 CPU_CACHE_BYTES = 4_000_000

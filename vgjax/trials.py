@@ -13,7 +13,7 @@ import xarray as xr
 
 from vgjax import batches, theory
 from vgjax.activations import Activation
-from vgjax.analysis import Estimate, estimate, geometric_estimate
+from vgjax.analysis import Estimate, compared, estimate, prediction
 from vgjax.config import Config, Hypers
 from vgjax.data import Dataset
 from vgjax.initializers import INITIALIZERS, Initializer, is_data_dependent
@@ -45,7 +45,7 @@ class Phase(NamedTuple):
     critical: float  # σ_w² of the critical point; NaN: there is none
     chi1: Estimate  # χ₁ at the fixed point, over the interval of σ_w²
     grows: bool  # lengths grow for ever, so that q* is infinite
-    depth: tuple[float, float]  # 6 ξ_c, over the interval of σ_w² [layers]
+    depth: tuple[float, float]  # 6 ξ_c (where q* is infinite, 6 |ξ_∇|), over the interval of σ_w² [layers]
 
 
 def phase(phi: str | Activation, sigma_w2: Estimate) -> Phase:
@@ -58,7 +58,10 @@ def phase(phi: str | Activation, sigma_w2: Estimate) -> Phase:
     ]
     low, high = min(chi1), max(chi1)
     is_critical = sigma_w2.low <= critical <= sigma_w2.high or low <= 1 <= high
-    depths = [0.0 if np.isinf(fixed.q) else CROSSED * fixed.xi_c for fixed in at]
+    depths = [
+        CROSSED / abs(np.log(growth)) if np.isinf(fixed.q) else CROSSED * fixed.xi_c
+        for growth, fixed in zip(chi1, at, strict=True)
+    ]
     depth = (min(depths), np.inf) if is_critical else (min(depths), max(depths))
     name = "critical" if is_critical else "ordered" if high < 1 else "chaotic"
     return Phase(name, critical, Estimate(chi1[0], low, high, sigma_w2.n), bool(np.isinf(at[0].q)), depth)
@@ -74,62 +77,20 @@ def critical_line(phi: str | Activation, most: float) -> tuple[np.ndarray, np.nd
     return sigma_w2[allowed], np.maximum(sigma_b2[allowed], 0)
 
 
-class Signal(NamedTuple):
-    """Signals in the hidden layers of deep networks at initialization."""
-
-    delta: np.ndarray  # log₁₀ RMS of δ, [seeds, layers]
-    length: np.ndarray  # RMS of the activations, [seeds, layers]
-    predicted_delta: np.ndarray  # RMS, [draws, layers]
-    predicted_length: np.ndarray  # [draws, layers]
-
-    def kept(self) -> Estimate:
-        """δ of the first layer over that of the last hidden one, geometric mean over seeds."""
-        with np.errstate(invalid="ignore"):
-            return geometric_estimate(10 ** (self.delta[:, 0] - self.delta[:, -1]))
-
-    def expected(self) -> Estimate:
-        """The same as predicted: the median, and 95 % of the draws."""
-        ratio = self.predicted_delta[:, 0] / self.predicted_delta[:, -1]
-        low, middle, high = np.nanquantile(ratio, [0.025, 0.5, 0.975])
-        return Estimate(float(middle), float(low), float(high), len(ratio))
-
-
-def signals(config: Config, hypers: Sequence[Hypers], data: Dataset) -> list[Signal]:
-    """Measured over seeds, and predicted, for each setting.
+def signals(config: Config, hypers: Sequence[Hypers], data: Dataset) -> list[xr.Dataset]:
+    """`analysis.compared` at step 0 for each setting: measured over seeds, and predicted for Gaussian weights.
 
     Args:
       config: as DEEP, with an initializer and an activation.
       hypers: settings.
       data: the data set of the first batch.
     """
-    first = run(config, hypers, N_SEEDS, dataset=data).history.isel(record=0, layer=slice(None, -1))
-    log_delta = first["delta_log10_rms"].values.astype(np.float64)
-    mean, std = (first[f"activation_{what}"].values.astype(np.float64) for what in ("mean", "std"))
-    found = []
-    for i, setting in enumerate(hypers):
-        own = slice(i * N_SEEDS, (i + 1) * N_SEEDS)
-        predicted = _prediction(config, setting, data).isel(layer=slice(None, -1))
-        expected = (predicted[name].values for name in ("delta_rms", "activation_rms"))
-        found.append(Signal(log_delta[own], np.hypot(mean, std)[own], *expected))
-    return found
-
-
-def _prediction(config: Config, hypers: Hypers, data: Dataset) -> xr.Dataset:
-    """A stand-in for finite networks: the limit of wide ones, by the length map and χ₁, as a single draw."""
-    train, _ = batches.arrays(data, config)
-    inputs = np.asarray(batches.scaled(train, train.inputs), np.float64)
-    widths = (inputs.shape[1], *config.hidden, data.classes)
-    sigma_w2 = theory.layer_variances(widths, config.initializer, sigma_w=hypers.sigma_w)
-    q = [sigma_w2[0] * float(np.mean(inputs**2)) + hypers.sigma_b**2]
-    for one in sigma_w2[1:]:
-        q.append(float(theory.length_map(q[-1], one, hypers.sigma_b**2, config.activation)))
-    delta2 = [(1 - 1 / data.classes) / data.classes / config.batch_size**2]
-    for i in range(len(sigma_w2) - 1, 0, -1):
-        chi = float(theory.chi1(q[i - 1], sigma_w2[i], config.activation))
-        delta2.insert(0, delta2[0] * chi * widths[i + 1] / widths[i])
-    lengths = [(q[i + 1] - hypers.sigma_b**2) / sigma_w2[i + 1] for i in range(len(q) - 1)] + [q[-1]]
-    both = {"delta_rms": np.sqrt(delta2), "activation_rms": np.sqrt(lengths)}
-    return xr.Dataset({name: (("draw", "layer"), values[None, :]) for name, values in both.items()})
+    history = run(config, hypers, N_SEEDS, dataset=data).history
+    lanes = [slice(i * N_SEEDS, (i + 1) * N_SEEDS) for i in range(len(hypers))]
+    return [
+        compared(history.isel(lane=own), prediction(config, setting, data))
+        for own, setting in zip(lanes, hypers, strict=True)
+    ]
 
 
 class Place(NamedTuple):
