@@ -42,6 +42,14 @@ def test_initializer_in_the_readme_trains(tmp_path: Path, monkeypatch: pytest.Mo
     assert "mine:half_he" in (tmp_path / "run" / "config.yaml").read_text()
 
 
+def test_clinic_commands_in_the_readme_are_understood() -> None:
+    """Every line with the clinic parses."""
+    from vgjax.cli import Clinic, parse
+
+    lines = re.findall(r"^\.venv/bin/vgjax (clinic [^#\n]+)", PAGES[0].read_text(), re.M)
+    assert len(lines) == 3 and all(isinstance(parse(line.split()), Clinic) for line in lines)
+
+
 def test_a_loop_of_ones_own_in_the_readme_runs(capsys: pytest.CaptureFixture) -> None:
     """Its printed record is of the layers' gradients, by name."""
     import jax

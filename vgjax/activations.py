@@ -84,8 +84,8 @@ def kinks(named: str | Activation) -> tuple[float, ...]:
         return np.asarray(jax.jvp(phi, (jnp.asarray(x),), (jnp.ones_like(x),))[1])
 
     with jax.enable_x64(True):
-        left = np.linspace(-20, 20, 40_000, endpoint=False)
-        right = left + 1e-3
+        grid = np.linspace(-20, 20, 40_001)
+        left, right = grid[:-1], grid[1:]
         jump = first = np.abs(slope(right) - slope(left))
         for _ in range(20):
             middle = (left + right) / 2

@@ -21,7 +21,7 @@ import jax.numpy as jnp
 import numpy as np
 import xarray as xr
 
-from vgjax import draws, theory, trials
+from vgjax import draws, theory, trials, verdicts
 from vgjax.activations import Activation, activation, kinks, steepest_slope
 from vgjax.analysis import Estimate, estimate
 from vgjax.checks import check_names
@@ -31,25 +31,15 @@ from vgjax.draws import SHAPES, Draws, Spectrum
 from vgjax.environment import environment
 from vgjax.initializers import INITIALIZERS, Initializer
 from vgjax.names import text_of
-from vgjax.report import number, write_html
+from vgjax.report import write_html
 from vgjax.trials import N_SEEDS, Phase, Place
+from vgjax.verdicts import Verdict
 
 ACTIVATIONS = ("tanh", "relu", "sigmoid")
 COMPARED = ("he_normal", "lecun_normal", "glorot_normal", "orthogonal")
 GAINS = {"LeCun, Glorot": 1.0, "He": 2.0}  # σ_w² of square layers
 
 Note = Callable[[str], Any]
-
-
-class Verdict(NamedTuple):
-    """One line of the report."""
-
-    what: str
-    value: float | str
-    low: float
-    high: float
-    judgement: str
-    good: bool | None = None  # None: neither good nor bad in itself
 
 
 class Picture(NamedTuple):
@@ -107,16 +97,20 @@ def examine_initializer(
         (signals[on],) = trials.signals(replace(trials.DEEP, initializer=named, activation=phi), [Hypers()], data)
         note(f"{on}: {trials.TRAINED.steps} steps of {len(contest.contestants)} initializers")
         places[on] = contest.place(phi)
-    verdicts = [*_contract(drawn), *_keys(drawn, contest.kernels(named)), *_law(drawn, laws, like, sigma_w2)]
-    verdicts += [_spectrum(shape, one) for shape, one in spectra.items()]
-    verdicts += [_phase(f"χ₁ with {on}", one) for on, one in phases.items()]
-    verdicts += [_signal(f"decades of δ lost a layer with {on}", one) for on, one in signals.items()]
-    verdicts += [_place(on, one) for on, one in places.items()]
+    found = [
+        *verdicts.contract(drawn),
+        *verdicts.keys(drawn, contest.kernels(named)),
+        *verdicts.law(drawn, laws, like, sigma_w2),
+    ]
+    found += [verdicts.spectrum(shape, one) for shape, one in spectra.items()]
+    found += [verdicts.phase(f"χ₁ with {on}", one) for on, one in phases.items()]
+    found += [verdicts.signal(f"decades of δ lost a layer with {on}", one) for on, one in signals.items()]
+    found += [verdicts.place(on, one) for on, one in places.items()]
     lines = {on: trials.critical_line(phi, 1.0) for on, phi in zip(phases, activations, strict=False)}
     return Report(
         text_of(named),
-        _sentence(text_of(named), verdicts, laws, like, spectra, phases, places),
-        tuple(verdicts),
+        verdicts.sentence(text_of(named), found, laws, like, spectra, phases, places),
+        tuple(found),
         tuple(_pictures(text_of(named), drawn, spectra, lines, sigma_w2, signals, places)),
         _NOTE,
         {
@@ -150,7 +144,8 @@ def examine_activation(named: str | Activation, note: Note = lambda _: None) -> 
     _check_finite(named)
     note("critical line")
     critical, q = theory.critical_point(named)
-    gains = GAINS | ({} if np.isnan(critical) or critical in GAINS.values() else {"critical": critical})
+    is_new = np.isfinite(critical) and not np.isclose(critical, list(GAINS.values())).any()
+    gains = GAINS | ({"critical": critical} if is_new else {})
     phases = {name: trials.phase(named, Estimate(gain, gain, gain, 1)) for name, gain in gains.items()}
     note(f"signals through {len(trials.DEEP.hidden)} layers")
     hypers = [Hypers(sigma_w=math.sqrt(gain)) for gain in gains.values()]
@@ -158,13 +153,18 @@ def examine_activation(named: str | Activation, note: Note = lambda _: None) -> 
     steepest, at = steepest_slope(named), kinks(named)
     none = "no σ_w makes χ₁ = 1 without biases"
     edge = f"σ_w = {math.sqrt(critical):.4g} keeps gradients, at q* = {q:.3g}" if critical > 0 else none
-    verdicts = [
-        _said("φ and φ′ on −20 … 20", "finite", "can be trained with", True),
+    found = [
+        verdicts.said("φ and φ′ on −20 … 20", "finite", "can be trained with", True),
         Verdict("steepest slope", steepest, math.nan, math.nan, "sup |φ′|"),
-        _said("kinks", ", ".join(f"{x:.4g}" for x in at) or "none", "where φ′ jumps" if at else "φ′ is continuous"),
+        verdicts.said(
+            "kinks", ", ".join(f"{x:.4g}" for x in at) or "none", "where φ′ jumps" if at else "φ′ is continuous"
+        ),
         Verdict("critical σ_w² at σ_b = 0", critical, math.nan, math.nan, edge),
-        *(_phase(f"χ₁ at σ_w² = {gains[name]:.4g} ({name})", one) for name, one in phases.items()),
-        *(_signal(f"decades of δ lost a layer at σ_w² = {gains[name]:.4g}", one) for name, one in signals.items()),
+        *(verdicts.phase(f"χ₁ at σ_w² = {gains[name]:.4g} ({name})", one) for name, one in phases.items()),
+        *(
+            verdicts.signal(f"decades of δ lost a layer at σ_w² = {gains[name]:.4g}", one)
+            for name, one in signals.items()
+        ),
     ]
     name, line, most = text_of(named), trials.critical_line(named, 1.0), max(3.0, 1.5 * max(gains.values()))
     marks = {f"{which}, {gain:.4g}": (gain, gain) for which, gain in gains.items()}
@@ -172,9 +172,9 @@ def examine_activation(named: str | Activation, note: Note = lambda _: None) -> 
     labels = {f"{which}, σ_w² = {gains[which]:.4g}": one for which, one in signals.items()}
     return Report(
         name,
-        f"{name}: {edge}. It is {_listed(by_phase)}. Steepest slope {steepest:.4g}, "
+        f"{name}: {edge}. It is {verdicts.listed(by_phase)}. Steepest slope {steepest:.4g}, "
         + (f"kinks at {', '.join(f'{x:.4g}' for x in at)}." if at else "no kinks."),
-        tuple(verdicts),
+        tuple(found),
         (
             Picture(_LINES, partial(_draw, "phase_diagrams", {name: line}, marks, most)),
             Picture(_SIGNALS, partial(_draw, "signal", labels, _COLUMNS)),
@@ -208,147 +208,15 @@ def _times(one: Estimate, factor: float) -> Estimate:
     return Estimate(factor * one.value, factor * one.low, factor * one.high, one.n)
 
 
-# What the numbers say
-
-
-def _said(what: str, value: str, judgement: str, good: bool | None = None) -> Verdict:
-    return Verdict(what, value, math.nan, math.nan, judgement, good)
-
-
-def _contract(drawn: Draws) -> list[Verdict]:
-    given = ", ".join(p for p in draws.PRECISIONS if p not in drawn.refused)
-    refused = "; ".join(f"not {precision}: {reason}" for precision, reason in drawn.refused.items())
-    repeatable = "a draw can be repeated" if drawn.repeatable else "a draw cannot be repeated: it comes from elsewhere"
-    return [
-        _said("f(key, shape, dtype)", given, refused or "gives the shapes and precisions asked for", not refused),
-        _said("the same key", "same matrix" if drawn.repeatable else "another", repeatable, drawn.repeatable),
-    ]
-
-
-def _keys(drawn: Draws, kernels: np.ndarray) -> list[Verdict]:
-    if drawn.constant:
-        judgement = "a constant: all units of a layer compute the same and stay alike"
-        return [_said("other elements", "same number", judgement, False)]
-    if drawn.ignores_key:
-        judgement = "ignores its key: layers of one shape get the same weights, and seeds make no difference"
-        return [_said("other keys", "same matrix", judgement, False)]
-    pairs = [(net[i], net[i + 1]) for net in kernels for i in range(0, len(net) - 1, 2)]
-    found = {"keys": draws.key_correlation(drawn), "layers": draws.correlation(pairs)}
-    count = _said("other keys", f"{drawn.distinct} of {draws.N_DRAWS} matrices differ", "every key gives its own", True)
-    if drawn.distinct < draws.N_DRAWS:
-        count = count._replace(judgement="some keys give the same matrix", good=False)
-    return [
-        count,
-        *(
-            Verdict(f"correlation between {what}, RMS of r·√N", *r[:3], _correlated(r), r.low <= 1)
-            for what, r in found.items()
-        ),
-    ]
-
-
-def _correlated(r: Estimate) -> str:
-    return "1 is that of independent matrices" if r.low <= 1 else "more than the 1 of independent matrices: correlated"
-
-
-def _law(drawn: Draws, laws: dict[str, Estimate], like: draws.Likeness | None, sigma_w2: Estimate) -> list[Verdict]:
-    means, variances = draws.means(drawn), draws.variances(drawn)
-    centred = all(mean.low <= 0 <= mean.high for mean in means.values())
-    found = [
-        Verdict("mean of W, 128×128", *means[SHAPES[0]][:3], "0 at all shapes" if centred else "not 0", centred or None)
-    ]
-    if drawn.constant:
-        return found
-    for text, k in laws.items():
-        found.append(Verdict(f"k of Var(W) = {text.format('k')}", *k[:3], str(like) if like else "no built-in's law"))
-    if not laws:
-        found += [
-            Verdict(f"Var(W), {a}×{b}", *one[:3], "follows none of the laws of fan_in and fan_out")
-            for (a, b), one in variances.items()
-        ]
-    return [*found, Verdict("σ_w² = fan_in · Var(W), square layers of 128", *sigma_w2[:3], "what theory asks for")]
-
-
-def _spectrum(shape: tuple[int, int], one: Spectrum) -> Verdict:
-    if one.all_equal:
-        judgement = "all singular values are equal: orthogonal"
-    elif one.as_independent:
-        judgement = "as Marchenko–Pastur: independent elements"
-    else:
-        wider = "wider" if one.over_shuffled.value > 1 else "narrower"
-        judgement = f"{wider} than Marchenko–Pastur: elements depend on each other"
-    what = f"E[s⁴]/E[s²]² over that of shuffled elements, {shape[0]}×{shape[1]}"
-    return Verdict(what, *one.over_shuffled[:3], judgement)
-
-
-def _phase(what: str, one: Phase) -> Verdict:
-    factor = math.sqrt(one.chi1.value)
-    where = "" if math.isnan(one.critical) else f" (critical at σ_w² = {one.critical:.4g})"
-    meaning = {
-        "ordered": f"δ shrinks ×{factor:.3g} a layer; trains through about {_layers(one.depth)}",
-        "critical": f"trains through {_layers(one.depth)}",
-        "chaotic": f"δ grows ×{factor:.3g} a layer; trains through about {_layers(one.depth)}",
-    }
-    return Verdict(what, *one.chi1[:3], f"{one.name}{where}: {meaning[one.name]}", one.name == "critical" or None)
-
-
-def _layers(depth: tuple[float, float]) -> str:
-    low, high = (f"{layers:.3g}" if layers < 1e4 else "10⁴" for layers in depth)
-    if math.isinf(depth[1]):
-        return "any depth" if depth[0] > 1e4 else f"{low} layers or more"
-    return f"{low} layers" if low == high else f"{low} to {high} layers"
-
-
-def _signal(what: str, one: xr.Dataset) -> Verdict:
-    decay, low, high = (float(one[f"decay{end}"].isel(record=0)) for end in ("", "_low", "_high"))
-    middle, least, most = (float(one[f"predicted_decay{end}"]) for end in ("", "_low", "_high"))
-    if not math.isfinite(decay):
-        return Verdict(what, decay, low, high, "δ is 0 or beyond float32 in some layer", False)
-    alike = "as" if least <= decay <= most else "not as"
-    return Verdict(what, decay, low, high, f"{alike} in Gaussian networks: {middle:.3g} ({least:.3g} … {most:.3g})")
-
-
-def _place(on: str, one: Place) -> Verdict:
-    n = len(one.accuracy)
-    places = f"place {one.best}" if one.best == one.worst else f"place {one.best} to {one.worst}"
-    judgement = f"{places} of {n}" + (": no difference can be told" if (one.best, one.worst) == (1, n) else "")
-    return Verdict(f"accuracy with {on}, {trials.TRAINED.steps} steps", *one.mean()[:3], judgement)
-
-
-def _sentence(
-    name: str,
-    verdicts: Sequence[Verdict],
-    laws: dict[str, Estimate],
-    like: draws.Likeness | None,
-    spectra: dict[tuple[int, int], Spectrum],
-    phases: dict[str, Phase],
-    places: dict[str, Place],
-) -> str:
-    faults = [v.judgement for v in verdicts if v.good is False]
-    what = [f"Var(W) = {text.format(f'{k.value:.4g}')}" for text, k in laws.items()] if phases else []
-    if like:
-        what.append(str(like))
-    if spectra and all(one.all_equal for one in spectra.values()):
-        what.append("orthogonal")
-    parts = [f"{name}: {'; '.join([*faults, ', '.join(what)] if what else faults)}."]
-    if phases:
-        parts.append(f"It is {_listed([f'{one.name} with {on}' for on, one in phases.items()])}.")
-    told = [f"{one.best} to {one.worst} with {on}" for on, one in places.items()]
-    parts.append(f"Of {len(next(iter(places.values())).accuracy)} initializers it takes place {_listed(told)}.")
-    return " ".join(parts)
-
-
-def _listed(words: Sequence[str]) -> str:
-    return " and ".join(filter(None, [", ".join(words[:-1]), words[-1]]))
-
-
 # The page
 
 
+_TEST = f"{len(trials.TRAINED.hidden)} layers of {trials.TRAINED.hidden[0]}"
 _NOTE = (
     f"Intervals of draws ({draws.N_DRAWS} keys for each shape) are so wide that an initializer without fault passes "
-    f"all of their questions 95 times of 100. That of χ₁ is over the interval of σ_w². Those of δ ({len(trials.DEEP.hidden)} "
-    f"layers of {trials.DEEP.hidden[0]}) and accuracy ({len(trials.TRAINED.hidden)} layers of {trials.TRAINED.hidden[0]}) are 95 % over "
-    f"{N_SEEDS} seeds; places are those that the intervals of the differences, all right together, leave open."
+    "all of their questions 95 times of 100. That of χ₁ is over the interval of σ_w². Those of δ "
+    f"({len(trials.DEEP.hidden)} layers of {trials.DEEP.hidden[0]}) and accuracy ({_TEST}) are 95 % over {N_SEEDS} "
+    "seeds; places are those that the intervals of the differences, all right together, leave open."
 )
 _LINES = (
     "Left of the line two inputs become alike and gradients vanish (ordered); right of it they part and gradients "
@@ -393,7 +261,7 @@ def _pictures(
         *found,
         Picture(_SIGNALS, partial(_draw, "signal", signals, _COLUMNS)),
         Picture(
-            f"After {trials.TRAINED.steps} steps of SGD on digits, {len(trials.TRAINED.hidden)} layers of {trials.TRAINED.hidden[0]} units, "
+            f"After {trials.TRAINED.steps} steps of SGD on digits, networks of {_TEST} units, "
             f"the same {N_SEEDS} seeds and batches for all: mean validation accuracy and its 95 % interval.",
             partial(_draw, "standings", accuracy, name),
         ),

@@ -93,7 +93,7 @@ def _one(named: str | Initializer, init: Initializer, key: jax.Array, shape: tup
 
 def _parts(matrices: np.ndarray) -> Sequence[np.ndarray]:
     """Independent parts: the draws; where they are all the same, groups of columns of the one that there is."""
-    return np.split(matrices[0], N_DRAWS, axis=1) if (matrices == matrices[0]).all() else matrices
+    return np.split(matrices[0], N_DRAWS, axis=1) if (matrices == matrices[0]).all() else list(matrices)
 
 
 def means(draws: Draws) -> dict[tuple[int, int], Estimate]:
@@ -188,7 +188,12 @@ def nearest_builtin(draws: Draws) -> Likeness | None:
     if not found:
         return None
     near = min(found, key=lambda one: (not one.agrees, abs(math.log(one.ratio.value)), one.swapped))
-    equals = [o for o in found if o.swapped == near.swapped and math.isclose(o.ratio.value, near.ratio.value)]
+    equals = [
+        one
+        for one in found
+        if one.swapped == near.swapped
+        and ((one.agrees and near.agrees) or math.isclose(one.ratio.value, near.ratio.value))
+    ]
     mine = kurtosis(draws.matrices[SHAPES[0]])
     return min(equals, key=lambda one: abs(math.log(mine / _kurtosis_of(one.name))))
 
@@ -237,7 +242,8 @@ def spectrum(draws: Draws, shape: tuple[int, int]) -> Spectrum:
     if draws.ignores_key:  # one matrix: where would one more shuffled one lie?
         half = (found.high - found.value) * np.sqrt(len(logs) + 1)
         found = found._replace(low=found.value - half, high=found.value + half)
-    over = Estimate(*(float(np.exp(x)) for x in found[:3]), 1 if draws.ignores_key else len(logs))
+    value, low, high = (float(np.exp(x)) for x in found[:3])
+    over = Estimate(value, low, high, 1 if draws.ignores_key else len(logs))
     return Spectrum(singular, over)
 
 

@@ -193,7 +193,7 @@ def phase_diagrams(
     for axes, (name, (sigma_w2, sigma_b2)) in zip(grid[0], lines.items(), strict=True):
         if len(sigma_w2) > 1 and np.ptp(sigma_b2) > 1e-6:
             axes.plot(sigma_w2, sigma_b2, color="black", label="critical")
-        elif len(sigma_w2):
+        elif len(sigma_w2) and sigma_w2[0] <= most:
             axes.plot(sigma_w2[:1], sigma_b2[:1], "*", color="black", markersize=11, label="critical", zorder=4)
         for i, (mark, span) in enumerate(marks.items()):
             axes.plot(np.mean(span), 0, MARKERS[i], color=f"C{i}", markersize=7, clip_on=False, zorder=5, label=mark)

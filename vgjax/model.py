@@ -189,7 +189,7 @@ def initial_variables(config: Config, classes: int, hypers: Hypers, key: jax.Arr
     shapes = jax.eval_shape(lambda: model.init(key, inputs, train=False))
     del shapes["perturbations"]
     variables = jax.tree_util.tree_map_with_path(partial(_initial_leaf, config, hypers, key), shapes)
-    params = _unit_variance(model, variables, inputs)
+    params = unit_variance(model, variables, inputs)
     return variables | {"params": _scale_weights(params, hypers.sigma_w)}
 
 
@@ -217,7 +217,7 @@ def _named(config: Config) -> dict[str, Any]:
     return {**hidden, f"layer_{len(config.hidden) + 1}": config.output_initializer or config.initializer}
 
 
-def _unit_variance(model: MLP, variables: Variables, inputs: jax.Array) -> Variables:
+def unit_variance(model: MLP, variables: Variables, inputs: jax.Array) -> Variables:
     """LSUV, where asked for: layer by layer, divide the weights by the standard deviation of their pre-activations."""
     params = variables["params"]
     for name in (name for name, named in _named(model.config).items() if is_data_dependent(named)):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+import zlib
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any, NamedTuple
@@ -16,25 +18,26 @@ from vgjax.activations import Activation
 from vgjax.analysis import Estimate, compared, estimate, prediction
 from vgjax.config import Config, Hypers
 from vgjax.data import Dataset
-from vgjax.initializers import INITIALIZERS, Initializer, is_data_dependent
+from vgjax.initializers import INITIALIZERS, Initializer, initializer, is_data_dependent
 from vgjax.loop import run
-from vgjax.model import Variables, initial_variables
+from vgjax.model import MLP, Variables, unit_variance
 from vgjax.names import text_of
 from vgjax.parallel import start_program
-from vgjax.train import purpose_key
 
 DEEP = Config(
     dataset="digits",
     scaling="standardised",
     hidden=(128,) * 30,
+    batch_size=32,
     steps=1,
     cadence="at(0)",
     record=("activations", "deltas"),
 )
-TRAINED = replace(DEEP, hidden=(64,) * 8, batch_size=50, steps=150, record=("norms",))
+TRAINED = replace(DEEP, hidden=(64,) * 8, batch_size=50, steps=150, record=())
 HYPERS = Hypers(learning_rate=0.1)
 N_SEEDS = 8
 CROSSED = 6  # depth scales ξ_c that a signal can cross and still be learnt from (Schoenholz et al. 2017, 1611.01232)
+ROUNDING = 1e-9  # of a critical σ_w² that was solved for
 ALMOST_INFINITE = 1e8  # q at which the slopes of an activation are those of its two ends
 
 
@@ -57,7 +60,7 @@ def phase(phi: str | Activation, sigma_w2: Estimate) -> Phase:
         for one, fixed in zip(sigma_w2[:3], at, strict=True)
     ]
     low, high = min(chi1), max(chi1)
-    is_critical = sigma_w2.low <= critical <= sigma_w2.high or low <= 1 <= high
+    is_critical = sigma_w2.low - ROUNDING <= critical <= sigma_w2.high + ROUNDING or low <= 1 <= high
     depths = [
         CROSSED / abs(np.log(growth)) if np.isinf(fixed.q) else CROSSED * fixed.xi_c
         for growth, fixed in zip(chi1, at, strict=True)
@@ -100,6 +103,9 @@ class Place(NamedTuple):
     best: int  # first place that the intervals of the differences leave open
     worst: int  # last one
 
+    def __str__(self) -> str:
+        return f"{self.best}" if self.best == self.worst else f"{self.best} to {self.worst}"
+
     def mean(self) -> Estimate:
         """Of the examined one."""
         return estimate(next(iter(self.accuracy.values())))
@@ -116,19 +122,19 @@ class Contest:
     def __init__(self, named: str | Initializer, data: Dataset):
         self.data, self.train = data, batches.arrays(data, TRAINED)[0]
         self.contestants = [named, *(other for other in INITIALIZERS if other != named)]
-        self.starts = {c: self._start(c, "linear") for c in self.contestants if not is_data_dependent(c)}
+        self.starts = {c: self._drawn(c) for c in self.contestants}
 
     def kernels(self, named: str | Initializer) -> np.ndarray:
-        """Weights of all hidden layers, [seeds, layers, fan_in, fan_out]."""
-        params = self.starts.get(named) or self._start(named, "tanh")
-        names = [f"layer_{i + 1}" for i in range(len(TRAINED.hidden))]
-        return np.stack([np.asarray(params["params"][name]["kernel"], np.float64) for name in names], axis=1)
+        """Weights of the hidden layers that have the last one's shape, [seeds, layers, fan_in, fan_out]."""
+        kernels = [layer["kernel"] for layer in list(self.starts[named]["params"].values())[:-1]]
+        same = [kernel for kernel in kernels if kernel.shape == kernels[-1].shape]
+        return np.stack(same, axis=1).astype(np.float64)
 
     def place(self, phi: str | Activation) -> Place:
         """Train all as lanes of one program; differences are taken seed by seed, all intervals right together."""
-        starts = [self.starts.get(c) or self._start(c, phi) for c in self.contestants]
-        variables = jax.tree.map(lambda *leaves: np.concatenate(leaves), *map(jax.device_get, starts))
         config = replace(TRAINED, activation=phi)
+        starts = [self._fitted(replace(config, initializer=c), self.starts[c]) for c in self.contestants]
+        variables = jax.tree.map(lambda *leaves: np.concatenate(leaves), *starts)
         history = run(
             config, [HYPERS] * len(starts), N_SEEDS, dataset=self.data, variables=variables, tensorboard="none"
         ).history
@@ -139,13 +145,32 @@ class Contest:
         worst = len(starts) - sum(one.low > 0 for one in lead)
         return Place(dict(zip(map(text_of, self.contestants), accuracy, strict=True)), best, worst)
 
-    def _start(self, named: str | Initializer, phi: str | Activation) -> Variables:
-        """Initial variables of every seed, as `vgjax train` would draw them (LSUV: on the first examples)."""
-        config = replace(TRAINED, initializer=named, activation=phi)
+    def _drawn(self, named: str | Initializer) -> Variables:
+        """Variables of every seed: a key for each weight, biases 0."""
+        init, widths = initializer(named), (self.data.train_inputs.shape[1], *TRAINED.hidden, self.data.classes)
+        names = [f"layer_{i}" for i in range(1, len(widths))]
+        layers = dict(zip(names, itertools.pairwise(widths), strict=True))
+        params = {}
+        for shape in dict.fromkeys(layers.values()):
+            same = [name for name in names if layers[name] == shape]
+            ids = np.array([zlib.crc32(f"{name}/kernel".encode()) for name in same], np.uint32)
+            seeds = np.arange(N_SEEDS, dtype=np.uint32)
 
-        def one_lane(inputs: Any, seed: jax.Array) -> Variables:
-            key = purpose_key(jax.random.key(seed), "init")
-            return initial_variables(config, self.data.classes, Hypers(), key, inputs)
+            def draw(_: None, lane: Any, shape: tuple[int, int] = shape) -> jax.Array:
+                seed, which = lane
+                return init(jax.random.fold_in(jax.random.key(seed), which), shape, jnp.float32)
 
-        inputs = batches.scaled(self.train, self.train.inputs[: config.batch_size])
-        return start_program(one_lane)(inputs, jnp.arange(N_SEEDS, dtype=jnp.uint32))
+            weights = start_program(draw)(None, (np.repeat(seeds, len(ids)), np.tile(ids, N_SEEDS)))
+            weights = np.asarray(weights).reshape(N_SEEDS, len(ids), *shape)
+            for i, name in enumerate(same):
+                params[name] = {"kernel": weights[:, i], "bias": np.zeros((N_SEEDS, shape[1]), np.float32)}
+        return {"params": {name: params[name] for name in names}}
+
+    def _fitted(self, config: Config, start: Variables) -> Variables:
+        """What a data-dependent initializer makes of its draws on the first examples."""
+        if not is_data_dependent(config.initializer):
+            return start
+        model, train = MLP(config, self.data.classes), self.train
+        inputs = batches.scaled(train, train.inputs[: config.batch_size])
+        params = jax.vmap(lambda variables: unit_variance(model, variables, inputs))(start)
+        return jax.device_get({"params": params})
