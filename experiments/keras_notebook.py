@@ -266,7 +266,7 @@ def _layers(histories: dict[str, xr.Dataset], theory: dict[str, xr.Dataset]) -> 
         axes.set(title=stage, xlabel="layer", yscale="log")
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     row_of_axes[0].set_ylabel("RMS of the weight gradient")
-    row_of_axes[0].legend(loc="lower right")
+    row_of_axes[0].legend(loc="upper left")
     sentence = (
         "The gradient's RMS in every layer, stage by stage. Sigmoid with Glorot's weights (1) loses decades on the "
         "way back to layer 1; leaky ReLU with He's (2) is level. Raw pixels without batch norm (3) start every "
