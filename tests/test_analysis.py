@@ -9,7 +9,7 @@ from scipy import stats as scipy_stats
 
 import experiments.keras_notebook as notebook
 import experiments.mxnet_mnist as tutorial
-from vgjax import analysis, run, stats, theory
+from vgjax import analysis, profiles, run, stats
 from vgjax.config import Config, Hypers
 from vgjax.data import DataUnavailable, load
 
@@ -94,9 +94,9 @@ def test_closed_form_is_the_mean_square_over_batches_of_a_replica(scaling: str) 
     for _ in range(3):
         rows = rng.choice(len(inputs), 8, replace=False)
         widths = (64, 12, 8, 10)
-        of_batch = theory.predicted_weight_gradient_rms(
+        of_batch = profiles.predicted_profile(
             scaled[rows], data.train_labels[rows], widths, "tanh", config.initializer
-        )
+        ).gradient_rms
         squares.append(of_batch**2)
     found = analysis.closed_form(config, data, 3)
     np.testing.assert_allclose(found, np.sqrt(sum(squares) / 3), rtol=1e-12 if scaling == "1/256" else 1e-5)

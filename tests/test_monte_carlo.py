@@ -19,7 +19,7 @@ from reference import leaky_relu
 from scipy.stats import t as student
 from threadpoolctl import threadpool_limits
 
-from vgjax import theory
+from vgjax import profiles, theory
 from vgjax.activations import ACTIVATIONS
 
 LEVEL = 0.01
@@ -84,7 +84,7 @@ def predict(name):
     for _ in range(LAYERS - 1):
         c.append(theory.correlation_map(c[-1], q[-1], sigma_w2, sigma_b2, name))
         q.append(theory.length_map(q[-1], sigma_w2, sigma_b2, name))
-    profiles = [theory.pair_profile(TRIPLE, name, [s] * LAYERS, sigma_b2**0.5).preactivation for s in sigma_w2]
+    profiles = [profiles.pair_profile(TRIPLE, name, [s] * LAYERS, sigma_b2**0.5).preactivation for s in sigma_w2]
     unequal = np.transpose([p[:, 0, 2] / np.sqrt(p[:, 0, 0] * p[:, 2, 2]) for p in profiles])
     chi1 = [theory.chi1(length, sigma_w2, name) for length in q[:-1]]
     return dict(zip(COMPARED, map(np.array, (q, c, unequal, chi1)), strict=True))
@@ -204,14 +204,14 @@ def test_profiles_agree_with_random_networks(name):
     widths, sigma_w, sigma_b = [12, 250, 200, 150, 4], 1.2, 0.3
     deviations = sigma_w * np.array([12**-0.5, 250**-0.5, 200**-0.5, 0.01])
     products, squares = random_networks(INPUTS, LABELS, widths, deviations, name, sigma_b, n_networks=150)
-    variances = theory.layer_variances(widths, "mean_field", "normal(0.01)", sigma_w)
-    profile = theory.pair_profile(INPUTS, name, variances, sigma_b)
+    variances = profiles.layer_variances(widths, "mean_field", "normal(0.01)", sigma_w)
+    profile = profiles.pair_profile(INPUTS, name, variances, sigma_b)
     sizes = np.sqrt(np.diagonal(profile.preactivation, axis1=1, axis2=2))
     scale = sizes[:, :, None] * sizes[:, None, :]
     np.testing.assert_allclose(products[:-1] / scale[:-1], profile.preactivation[:-1] / scale[:-1], atol=0.04)
-    rms = theory.predicted_weight_gradient_rms(
+    rms = profiles.predicted_profile(
         INPUTS, LABELS, widths, name, "mean_field", "normal(0.01)", sigma_w=sigma_w, sigma_b=sigma_b
-    )
+    ).gradient_rms
     np.testing.assert_allclose(np.sqrt(squares) / rms, 1, atol=0.05)
 
 
@@ -221,5 +221,5 @@ def test_gradients_agree_where_logits_are_of_order_one(name):
     x, labels = np.repeat(INPUTS, 4, axis=0), np.arange(24) % 4
     widths, deviations = [12, 250, 400, 4], np.sqrt(2 / np.array([12, 250, 400]))
     _, squares = random_networks(x, labels, widths, deviations, name, 0.0, n_networks=150)
-    rms = theory.predicted_weight_gradient_rms(x, labels, widths, name, "he_normal")
+    rms = profiles.predicted_profile(x, labels, widths, name, "he_normal").gradient_rms
     np.testing.assert_allclose(np.sqrt(squares) / rms, 1, atol=0.08)
