@@ -43,7 +43,7 @@ def contract(drawn: Draws) -> list[Verdict]:
 
 
 def keys(drawn: Draws, kernels: np.ndarray) -> list[Verdict]:
-    """Whether keys matter, and whether draws and layers (`kernels`, [seeds, layers, fan_in, fan_out]) are independent."""
+    """Whether keys matter; whether draws, and layers (`kernels`, [seeds, layers, …]), are independent."""
     if drawn.constant:
         judgement = "a constant: all units of a layer compute the same and stay alike"
         return [said("other elements", "same number", judgement, False)]
