@@ -177,11 +177,12 @@ def test_intervals_hold_together_as_often_as_they_say():
         ("tanh", (1.0, 0.99, 1.01), "critical", 1.0),
         ("tanh", (0.5, 0.49, 0.51), "ordered", 0.5),
         ("linear", (1.2, 1.19, 1.21), "chaotic", 1.2),
+        ("gelu", (4.0, 4.0, 4.0), "chaotic", 2.0),  # χ₁ = 1 at q = 0, but lengths grow and there half the units are on
     ],
 )
 def test_phase(phi, sigma_w2, name, chi1):
     found = trials.phase(phi, Estimate(*sigma_w2, 32))
-    assert found.name == name and found.chi1.value == pytest.approx(chi1, rel=1e-6)
+    assert found.name == name and found.chi1.value == pytest.approx(chi1, rel=1e-4)
     if name != "critical":
         assert found.depth[0] <= 6 / abs(np.log(chi1)) <= found.depth[1]
 
@@ -276,7 +277,7 @@ def test_examination_of_an_initializer(small, capsys, tmp_path):
         ("he_above", "20 % above he_normal's variance", 0),
         ("constant", "a constant: all units of a layer compute the same", 1),
         ("no_key", "ignores its key: layers of one shape get the same weights", 1),
-        ("ortho", "orthogonal's variance, orthogonal. It is critical with tanh", 1),  # no half precision
+        ("ortho", "orthogonal's variance, orthogonal. It is critical with tanh", 0),
     ],
 )
 def test_initializers_are_told_apart(small, name, sentence, faults):
@@ -290,7 +291,7 @@ def test_examination_of_an_activation(small, capsys, tmp_path):
     """ReLU's line is a point at σ_w² = 2; its own function too gets a gain."""
     assert main(["clinic", "--activation", "relu", "clinic_patients:kinked"]) == 0
     out = capsys.readouterr().out
-    assert "relu: σ_w = 1.414 keeps gradients" in out and "kinks at 0." in out and "kinks at 1." in out
+    assert "relu: χ₁ = 1 by σ_w = 1.414, at q* = 0. " in out and "kinks at 0." in out and "kinks at 1." in out
     numbers = json.loads((tmp_path / "clinic" / "relu" / "clinic.json").read_text())
     assert numbers["critical_sigma_w2"] == pytest.approx(2, rel=1e-9)
     assert {name: one["name"] for name, one in numbers["phases"].items()} == {

@@ -151,8 +151,11 @@ def examine_activation(named: str | Activation, note: Note = lambda _: None) -> 
     hypers = [Hypers(sigma_w=math.sqrt(gain)) for gain in gains.values()]
     signals = dict(zip(gains, trials.signals(config, hypers, load("digits")), strict=True))
     steepest, at = steepest_slope(named), kinks(named)
-    none = "no σ_w makes χ₁ = 1 without biases"
-    edge = f"σ_w = {math.sqrt(critical):.4g} keeps gradients, at q* = {q:.3g}" if critical > 0 else none
+    edge = "no σ_w makes χ₁ = 1 without biases"
+    if critical > 0:
+        stays = trials.phase(named, Estimate(critical, critical, critical, 1)).name == "critical"
+        left = "" if stays else ", a length that signals of unit length do not come to"
+        edge = f"χ₁ = 1 by σ_w = {math.sqrt(critical):.4g}, at q* = {q:.3g}{left}"
     found = [
         verdicts.said("φ and φ′ on −20 … 20", "finite", "can be trained with", True),
         Verdict("steepest slope", steepest, math.nan, math.nan, "sup |φ′|"),

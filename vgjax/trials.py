@@ -37,7 +37,7 @@ TRAINED = replace(DEEP, hidden=(64,) * 8, batch_size=50, steps=150, record=())
 HYPERS = Hypers(learning_rate=0.1)
 N_SEEDS = 8
 CROSSED = 6  # depth scales ξ_c that a signal can cross and still be learnt from (Schoenholz et al. 2017, 1611.01232)
-ROUNDING = 1e-9  # of a critical σ_w² that was solved for
+ROUNDING = 1e-6  # of χ₁ at a critical σ_w² that was solved for
 ALMOST_INFINITE = 1e8  # q at which the slopes of an activation are those of its two ends
 
 
@@ -60,7 +60,7 @@ def phase(phi: str | Activation, sigma_w2: Estimate) -> Phase:
         for one, fixed in zip(sigma_w2[:3], at, strict=True)
     ]
     low, high = min(chi1), max(chi1)
-    is_critical = sigma_w2.low - ROUNDING <= critical <= sigma_w2.high + ROUNDING or low <= 1 <= high
+    is_critical = low - ROUNDING <= 1 <= high + ROUNDING
     depths = [
         CROSSED / abs(np.log(growth)) if np.isinf(fixed.q) else CROSSED * fixed.xi_c
         for growth, fixed in zip(chi1, at, strict=True)

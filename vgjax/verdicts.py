@@ -34,10 +34,12 @@ def said(what: str, value: str, judgement: str, good: bool | None = None) -> Ver
 def contract(drawn: Draws) -> list[Verdict]:
     """Shapes, precisions, and whether a draw can be repeated."""
     given = ", ".join(p for p in draws.PRECISIONS if p not in drawn.refused)
-    refused = "; ".join(f"not {precision}: {reason}" for precision, reason in drawn.refused.items())
+    refused = f"raises in {' and '.join(drawn.refused)}" if drawn.refused else ""
     repeatable = "a draw can be repeated" if drawn.repeatable else "a draw cannot be repeated: it comes from elsewhere"
     return [
-        said("f(key, shape, dtype)", given, refused or "gives the shapes and precisions asked for", not refused),
+        said(
+            "f(key, shape, dtype)", given, refused or "gives the shapes and precisions asked for", not refused or None
+        ),
         said("the same key", "same matrix" if drawn.repeatable else "another", repeatable, drawn.repeatable),
     ]
 
