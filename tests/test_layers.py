@@ -23,7 +23,8 @@ FLOORS = [  # from the bottom to the top; a room may import its own floor and th
     "divergence",
     "loop",
     "sweep",
-    "analysis diagnose figures report",
+    "analysis rules",
+    "diagnosis figures report",
     "cli show __main__",
 ]
 FLOOR = {room: i for i, rooms in enumerate(FLOORS) for room in rooms.split()}

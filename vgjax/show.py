@@ -7,7 +7,7 @@ import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import xarray as xr
@@ -16,6 +16,9 @@ from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, T
 from rich.table import Table
 
 from vgjax.model import ModuleRow
+
+if TYPE_CHECKING:
+    from vgjax.diagnosis import Diagnosis
 
 WIDTH_OF_A_PIPE = 200
 SECONDS_OF_SPEED = 3600.0
@@ -128,6 +131,24 @@ def _divergence(lane: xr.Dataset) -> str:
 def _layer_rms(history: xr.Dataset, record: int) -> np.ndarray:
     """[layers]; by way of the logarithm, so that what float32 cannot hold is shown too."""
     return 10 ** history["gradient_log10_rms"].isel(record=record).astype(np.float64).mean("lane").values
+
+
+def print_diagnosis(diagnosis: Diagnosis, path: Path) -> None:
+    """The findings, a paragraph each, and where they are written."""
+    several = len({tuple(finding.hypers.values()) for finding in diagnosis.findings}) > 1
+    for finding in diagnosis.findings:
+        where = ", ".join(finding.layers) if len(finding.layers) < 4 else f"{finding.layers[0]} … {finding.layers[-1]}"
+        when = {0: "", 1: f" — step {finding.steps[0]}" if finding.steps else ""}.get(len(finding.steps))
+        when = f" — steps {finding.steps[0]} … {finding.steps[-1]}" if when is None else when
+        print(f"{finding.severity}: {finding.rule.replace('_', ' ')} — {where}{when}")
+        if several:
+            print("  with   " + ", ".join(f"{name} {value:g}" for name, value in finding.hypers.items()))
+        print(f"  seen   {finding.evidence}\n  cause  {finding.cause}\n  try    {finding.advice}\n")
+    if not diagnosis.findings:
+        print("nothing found")
+    for rule, reason in diagnosis.unchecked.items():
+        print(f"unchecked   {rule.replace('_', ' ')}: {reason}")
+    print(f"diagnosis   {path}")
 
 
 class ProgressBar:
