@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import json
 import math
 import os
@@ -12,15 +13,19 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import xarray as xr
+from scipy.special import softmax
 
 from vgjax import batches, theory
+from vgjax.activations import activation, steepest_slope
 from vgjax.config import Config, Hypers
 from vgjax.data import EMBEDDED, Dataset, default_data_dir, load
-from vgjax.loop import run
 from vgjax.rules import RULES, Case, Finding, Reference, number
 from vgjax.settings import settings_from
+from vgjax.stats import SATURATED_SLOPE
 
 N_DRAWS = 16
 MOST_WEIGHTS = 20_000_000  # of all draws together
@@ -61,9 +66,10 @@ def diagnose(history: xr.Dataset, dataset: Dataset | None = None, data_dir: str 
       ValueError: the history does not say which run it is.
 
     Example:
-      >>> config = Config(dataset="iris", hidden=(16,) * 8, activation="sigmoid", initializer="lecun_normal", steps=1)
-      >>> [finding.rule for finding in diagnose(run(config).history).findings]
-      ['vanishing', 'learning_rate_low']
+      >>> import vgjax
+      >>> config = Config(dataset="iris", hidden=(16,) * 8, activation="sigmoid", initializer="lecun_normal", epochs=1)
+      >>> [finding.rule for finding in diagnose(vgjax.run(config).history).findings]
+      ['vanishing']
     """
     if "run" not in history.attrs:
         raise ValueError("the history does not say which run it is; allowed: one made by this version of vgjax")
@@ -137,32 +143,54 @@ def critical_draws(config: Config, history: xr.Dataset, data: Dataset | None = N
     inputs, source = np.random.default_rng(0).standard_normal((n, features)), "standard normal"
     if data is not None and data.train_inputs.shape[1] == features:
         inputs, source = _inputs(config, data, n), f"{data.name}, scaled to RMS 1"
-    plain = Config(
-        dataset="reference",
-        scaling="none",
-        hidden=config.hidden,
-        activation=config.activation,
-        initializer="mean_field",
-        batch_size=len(inputs),
-        steps=1,
-        cadence="at(0)",
-        record=("norms", "deltas", "activations"),
-    )
-    widths = np.array([features, *config.hidden, classes])
-    n_draws = int(np.clip(MOST_WEIGHTS // int(widths[:-1] @ widths[1:]), 4, N_DRAWS))
+    widths = (features, *config.hidden, classes)
     sigma_w2 = critical_variance(config.activation, len(config.hidden))
-    draws = _draws(plain, inputs.astype(np.float32).tobytes(), classes, n_draws, sigma_w2)
+    draws = _draws(inputs.astype(np.float32).tobytes(), widths, config.activation, sigma_w2)
     return Reference(draws, sigma_w2, source)
 
 
 @lru_cache(maxsize=64)
-def _draws(config: Config, inputs: bytes, classes: int, n_draws: int, sigma_w2: float) -> xr.Dataset:
-    """One step of learning rate 0, from so many seeds."""
-    x = np.frombuffer(inputs, np.float32).reshape(config.batch_size, -1)
-    labels = (np.arange(len(x)) % classes).astype(np.int32)
-    data = Dataset("reference", x, labels, x[:1], labels[:1], classes, x.shape[1:], "made for the diagnosis")
-    hypers = Hypers(learning_rate=0.0, sigma_w=math.sqrt(sigma_w2))
-    return run(config, hypers, n_draws, dataset=data, devices=1).history.isel(record=0)
+def _draws(inputs: bytes, widths: tuple[int, ...], named: Any, sigma_w2: float) -> xr.Dataset:
+    """Forward and back through random networks, in NumPy: what the first step of a run would record of them."""
+    x = np.frombuffer(inputs, np.float32).reshape(-1, widths[0])
+    labels, rng = np.arange(len(x)) % widths[-1], np.random.default_rng(0)
+    n_draws = int(np.clip(MOST_WEIGHTS // sum(a * b for a, b in itertools.pairwise(widths)), 4, N_DRAWS))
+    phi, steepest = activation(named), steepest_slope(named)
+    evaluate = jax.jit(lambda z: jax.jvp(phi, (z,), (jnp.ones_like(z),)))
+    draws = []
+    for _ in range(n_draws):
+        weights = [
+            rng.standard_normal((a, b), np.float32) * np.float32(math.sqrt(sigma_w2 / a))
+            for a, b in itertools.pairwise(widths)
+        ]
+        h, slopes = [x], []
+        for weight in weights[:-1]:
+            value, slope = map(np.asarray, evaluate(h[-1] @ weight))
+            h.append(value)
+            slopes.append(slope)
+        deltas = [(softmax(h[-1] @ weights[-1], axis=1) - np.eye(widths[-1])[labels]) / len(x)]
+        for weight, slope in zip(weights[:0:-1], slopes[::-1], strict=True):
+            deltas.insert(0, slope * (deltas[0] @ weight.T))
+        gradients = [below.T @ delta for below, delta in zip(h, deltas, strict=True)]
+        draws.append(
+            {
+                "delta_log10_rms": [_log10_rms(delta) for delta in deltas],
+                "gradient_log10_rms": [_log10_rms(gradient) for gradient in gradients],
+                "activation_dead_fraction": [*(np.mean(np.all(s == 0, axis=0)) for s in slopes), 0.0],
+                "activation_saturated_fraction": [
+                    *(np.mean(np.abs(s) <= SATURATED_SLOPE * steepest) for s in slopes),
+                    0.0,
+                ],
+            }
+        )
+    names = [f"layer_{i}" for i in range(1, len(widths))]
+    columns = {name: (("lane", "layer"), np.array([draw[name] for draw in draws], np.float64)) for name in draws[0]}
+    return xr.Dataset(columns, {"layer": names})
+
+
+def _log10_rms(x: np.ndarray) -> float:
+    rms = math.sqrt(float(np.mean(np.square(x, dtype=np.float64))))
+    return math.log10(rms) if rms > 0 else -math.inf
 
 
 @lru_cache(maxsize=256)

@@ -440,7 +440,7 @@ def clipping(case: Case) -> Finding | None:
         case.history[name].astype(np.float64) for name in ("gradient_norm", "clipped_norm", "clipped_cosine")
     )
     scale = 1 / case.config.batch_size if case.config.reduction == "sum" else 1.0
-    product = np.sqrt((g**2).sum("layer")) * np.sqrt((c**2).sum("layer"))
+    product = (g**2).sum("layer") ** 0.5 * (c**2).sum("layer") ** 0.5
     whole = (g * c * cosine.fillna(0)).sum("layer") / product.where(product > 0)
     bad = whole < TURNED
     shows = (whole.median("record") < TURNED) | (bad.isel(record=0) & bad.isel(record=case.last))
@@ -450,7 +450,7 @@ def clipping(case: Case) -> Finding | None:
     by_layer = cosine.where(shows).median(("lane", "record"))
     layers = [str(name) for name in by_layer["layer"].values if float(by_layer.sel(layer=name)) < TURNED]
     fraction = float(case.history["clipped_fraction"].where(shows).median(("lane", "record")).max())
-    largest = scale * float(np.sqrt((g.isel(record=0) ** 2).sum("layer")).median())
+    largest = scale * float(((g.isel(record=0) ** 2).sum("layer") ** 0.5).median())
     return case.found(
         "clipping",
         shows,
