@@ -9,8 +9,9 @@ import xarray as xr
 from scipy import stats as scipy_stats
 
 from vgjax import batches, theory
-from vgjax.config import Config
+from vgjax.config import Config, Hypers
 from vgjax.data import Dataset
+from vgjax.ensemble import draw_networks
 
 
 class Estimate(NamedTuple):
@@ -78,6 +79,57 @@ def magnitude_histogram(history: xr.Dataset, name: str) -> xr.DataArray:
     shares = (negative + positive) / counts.sum(-1, keepdims=True)
     dims = (*history[name].dims[:-1], "octave")
     return xr.DataArray(shares, dims=dims, coords={"exponent": ("octave", np.arange(1, 255) - 127)})
+
+
+def prediction(
+    config: Config, hypers: Hypers, dataset: Dataset, n_draws: int = 64, most_examples: int = 128
+) -> xr.Dataset:
+    """What the statistics ought to be at step 0: random networks of these widths, see `ensemble.draw_networks`.
+
+    Args:
+      config: the network, its scaling, batch_size, replicas and reduction.
+      hypers: σ_w and σ_b.
+      dataset: what the batches are drawn from.
+      n_draws: networks, each on a batch of its own.
+      most_examples: no more than so many of a batch are looked at.
+
+    Returns:
+      activation_rms, delta_rms and gradient_rms, each [draw, layer]; their spread over draws is the finite-width band.
+    """
+    train, _ = batches.arrays(dataset, config)
+    inputs, labels, shift, scale = map(np.asarray, train)
+    batch_size = min(config.batch_size // config.replicas, len(labels))
+    rng = np.random.default_rng(0)
+    rows = np.stack([rng.choice(len(labels), min(batch_size, most_examples), replace=False) for _ in range(n_draws)])
+    x = (inputs[rows].astype(np.float64) - shift) * scale
+    draws = draw_networks(config, hypers, x, labels[rows], dataset.classes, batch_size)
+    names = [f"layer_{i}" for i in range(1, len(config.hidden) + 2)]
+    columns = {name: (("draw", "layer"), values) for name, values in draws._asdict().items()}
+    return xr.Dataset(columns, {"layer": names})
+
+
+def decay(rms: xr.DataArray) -> xr.DataArray:
+    """Decades that δ loses per layer on its way back: the least-squares slope of log₁₀ RMS(δ_l) against l.
+
+    In a wide network of equal widths it is −½ log₁₀ χ₁: positive where gradients vanish, negative where they explode.
+
+    Args:
+      rms: delta_rms, [..., layer], of a history or a prediction. The last layer is left out: its δ is the loss's own.
+
+    Returns:
+      [...]; NaN where a layer's δ is 0 or not finite, or hidden layers are fewer than two.
+    """
+    hidden = rms.astype(np.float64).isel(layer=slice(None, -1))
+    place = xr.DataArray(np.arange(hidden.sizes["layer"]) - (hidden.sizes["layer"] - 1) / 2, dims="layer")
+    with np.errstate(divide="ignore", invalid="ignore"):
+        logs = np.log10(hidden)
+        return (place * logs).sum("layer", skipna=False) / np.square(place).sum()
+
+
+def activation_rms(history: xr.Dataset) -> xr.DataArray:
+    """√(mean² + std²) of each layer's activations."""
+    mean, std = (history[f"activation_{name}"].astype(np.float64) for name in ("mean", "std"))
+    return (mean**2 + std**2) ** 0.5
 
 
 def closed_form(config: Config, data: Dataset, n_batches: int = 4) -> np.ndarray:
