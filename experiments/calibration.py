@@ -104,15 +104,15 @@ def net(width: int, depth: int, activation: str, base: Config = DIGITS, **fields
 
 
 def phases(rate: float, critical: float, ordered: list[float], chaotic: list[float], **more: Any) -> tuple[Lane, ...]:
-    """Healthy lanes about the critical σ_w², ordered and chaotic ones, and two with a wrong learning rate."""
+    """Healthy lanes about the critical σ_w², ordered and chaotic ones, and some with a wrong learning rate."""
     healthy = [w(critical), w(critical, rate=0.5), w(0.95 * critical), w(1.1 * critical, rate=0.7)]
     return lanes(
         rate,
         healthy=healthy,
         vanishing=[w(x) for x in ordered],
         exploding=[w(x) for x in chaotic],
-        learning_rate_high=w(critical, rate=more.pop("high", 1000)),
-        learning_rate_low=w(critical, rate=more.pop("low", 1e-4)),
+        learning_rate_high=[w(critical, rate=1000), w(critical, rate=3000)],
+        learning_rate_low=[w(critical, rate=1e-4), w(critical, rate=3e-5)],
         **more,
     )
 
@@ -127,6 +127,7 @@ def only(label: str, rate: float, *changes: dict[str, Any]) -> tuple[Lane, ...]:
     return lanes(rate, **{label: list(changes)})
 
 
+RATES = lanes(1e-3, learning_rate_high={"rate": 2000}, learning_rate_low={"rate": 1e-4})
 OWN = "experiments.calibration:"
 RAW: dict[str, Any] = {"scaling": "none"}
 BATCH: dict[str, Any] = {"norm": "batch"}
@@ -173,8 +174,8 @@ PAIRS: tuple[tuple[Bench, Bench], ...] = (
         ),
     ),
     (
-        Bench(net(100, 5, "tanh", initializer="glorot_uniform", optimizer="rmsprop"), plain(1e-3)),
-        Bench(net(64, 4, "softsign", IRIS, initializer="lecun_normal", **ADAM), plain(3e-3)),
+        Bench(net(100, 5, "tanh", initializer="glorot_uniform", optimizer="rmsprop"), plain(1e-3) + RATES),
+        Bench(net(64, 4, "softsign", IRIS, initializer="lecun_normal", **ADAM), plain(3e-3) + RATES),
     ),
     (
         Bench(net(64, 6, "leaky_relu", IRIS, initializer="orthogonal(1.414)", optimizer="nesterov"), plain(0.02)),
