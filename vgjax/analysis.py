@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import NamedTuple
 
 import numpy as np
@@ -12,6 +13,13 @@ from vgjax import batches, theory
 from vgjax.config import Config, Hypers
 from vgjax.data import Dataset
 from vgjax.ensemble import draw_networks
+from vgjax.settings import Settings, settings_from
+
+SIGNALS = {  # what prediction and measurement are compared in
+    "activation_rms": "RMS of the activations",
+    "delta_rms": "RMS of δ = ∂loss/∂z",
+    "gradient_rms": "RMS of the weight gradient",
+}
 
 
 class Estimate(NamedTuple):
@@ -108,13 +116,34 @@ def prediction(
     return xr.Dataset(columns, {"layer": names})
 
 
+def infinite_width(config: Config, hypers: Hypers, dataset: Dataset) -> xr.Dataset:
+    """σ_w², and for plain networks q and χ₁ of an example of mean length, layer by layer, at infinite width.
+
+    Returns:
+      fan_in, fan_out, sigma_w2, q and chi1, [layer]; q and chi1 are NaN with norms or branches.
+    """
+    train, _ = batches.arrays(dataset, config)
+    inputs, _, shift, scale = map(np.asarray, train)
+    widths = (inputs.shape[1], *config.hidden, dataset.classes)
+    variances = theory.layer_variances(widths, config.initializer, config.output_initializer or None, hypers.sigma_w)
+    q = growth = np.full(len(variances), np.nan)
+    if config.norm == "none" and config.branch == "plain":
+        square = float(np.mean(np.square((inputs[:10_000].astype(np.float64) - shift) * scale)))
+        sigma_b = hypers.sigma_b if config.bias else 0.0
+        q, growth = theory.length_profile(square, config.activation, variances, sigma_b)
+    columns = {"fan_in": widths[:-1], "fan_out": widths[1:], "sigma_w2": variances, "q": q, "chi1": growth}
+    names = [f"layer_{i}" for i in range(1, len(widths))]
+    return xr.Dataset({name: ("layer", np.asarray(column)) for name, column in columns.items()}, {"layer": names})
+
+
 def decay(rms: xr.DataArray) -> xr.DataArray:
     """Decades that δ loses per layer on its way back: the least-squares slope of log₁₀ RMS(δ_l) against l.
 
     In a wide network of equal widths it is −½ log₁₀ χ₁: positive where gradients vanish, negative where they explode.
 
     Args:
-      rms: delta_rms, [..., layer], of a history or a prediction. The last layer is left out: its δ is the loss's own.
+      rms: delta_rms, [..., layer], of a history or a prediction, all layers. The last one is left out: its δ is the
+        loss's own.
 
     Returns:
       [...]; NaN where a layer's δ is 0 or not finite, or hidden layers are fewer than two.
@@ -126,10 +155,101 @@ def decay(rms: xr.DataArray) -> xr.DataArray:
         return (place * logs).sum("layer", skipna=False) / np.square(place).sum()
 
 
-def activation_rms(history: xr.Dataset) -> xr.DataArray:
-    """√(mean² + std²) of each layer's activations."""
-    mean, std = (history[f"activation_{name}"].astype(np.float64) for name in ("mean", "std"))
-    return (mean**2 + std**2) ** 0.5
+def root_mean_squares(data: xr.Dataset) -> xr.Dataset:
+    """activation_rms, delta_rms and gradient_rms of a history or a prediction, float64, as far as it has them.
+
+    By way of the logarithms, so that what float32 cannot hold is there too.
+    """
+    found = {name: data[name].astype(np.float64) for name in SIGNALS if name in data}
+    for name in ("delta", "gradient"):
+        if f"{name}_log10_rms" in data:
+            found[f"{name}_rms"] = 10 ** data[f"{name}_log10_rms"].astype(np.float64)
+    if "activation_mean" in data:
+        mean, std = (data[f"activation_{name}"].astype(np.float64) for name in ("mean", "std"))
+        found["activation_rms"] = (mean**2 + std**2) ** 0.5
+    return xr.Dataset({name: found[name] for name in SIGNALS if name in found})
+
+
+def band(predicted: xr.Dataset) -> xr.Dataset:
+    """Median and 95 % band of the drawn networks.
+
+    Returns:
+      predicted, predicted_low, predicted_high, [signal, layer]; predicted_decay, predicted_decay_low,
+      predicted_decay_high, of single networks.
+    """
+    quantiles = {"": 0.5, "_low": 0.025, "_high": 0.975}
+    values = {"predicted": predicted.to_dataarray("signal"), "predicted_decay": decay(predicted["delta_rms"])}
+    return xr.Dataset(
+        {
+            f"{name}{end}": value.quantile(q, "draw", skipna=False).drop_vars("quantile")
+            for name, value in values.items()
+            for end, q in quantiles.items()
+        }
+    )
+
+
+def compared(history: xr.Dataset, predicted: xr.Dataset) -> xr.Dataset:
+    """Measurement and prediction side by side, for the layers and signals that were recorded.
+
+    Args:
+      history: lanes of one σ_w and σ_b.
+      predicted: by `prediction`.
+
+    Returns:
+      measured: the geometric mean over lanes, measured_low and measured_high: least and largest, [signal, record,
+      layer], coordinate `step`; decay with its interval over seeds, decay_low and decay_high, [record], where δ of
+      all layers was recorded; and the `band`.
+    """
+    rms = root_mean_squares(history)
+    if not rms:
+        raise ValueError("nothing was recorded that is predicted; allowed: record norms, deltas or activations")
+    with np.errstate(divide="ignore"):
+        logs = xr.ufuncs.log(rms.to_dataarray("signal"))
+    found = {"measured": logs.mean("lane"), "measured_low": logs.min("lane"), "measured_high": logs.max("lane")}
+    side_by_side = xr.Dataset({name: np.exp(values) for name, values in found.items()})
+    if "delta_rms" in rms and rms.sizes["layer"] == predicted.sizes["layer"]:
+        each = [estimate(values) for values in by_seed(decay(rms["delta_rms"])).transpose("record", "seed").values]
+        columns = zip(*[(e.value, e.low, e.high) for e in each], strict=True)
+        for name, column in zip(("decay", "decay_low", "decay_high"), columns, strict=True):
+            side_by_side[name] = ("record", np.array(column))
+    return side_by_side.assign(band(predicted).sel(signal=logs["signal"], layer=logs["layer"]).data_vars)
+
+
+def departure(side_by_side: xr.Dataset) -> xr.DataArray:
+    """How far the network is from the theory of its start: RMS over layers of log₁₀(measured / predicted) [decades].
+
+    Args:
+      side_by_side: by `compared`.
+
+    Returns:
+      [signal, record].
+    """
+    decades = xr.ufuncs.log10(side_by_side["measured"] / side_by_side["predicted"])
+    return (decades**2).mean("layer", skipna=False) ** 0.5
+
+
+def run_of(history: xr.Dataset) -> Settings:
+    """Config, hypers and seeds of the run that a history comes from.
+
+    Raises:
+      ValueError: the history does not say; allowed: one that `vgjax.run` gave.
+    """
+    if "run" not in history.attrs:
+        raise ValueError("the history does not say which run it is; allowed: what vgjax.run gave or wrote")
+    return settings_from(json.loads(history.attrs["run"]))
+
+
+def signals(history: xr.Dataset, dataset: Dataset) -> dict[str, xr.Dataset]:
+    """`compared`, for each σ_w and σ_b in a run: what tells them apart → measurement and prediction."""
+    run = run_of(history)
+    starts = dict.fromkeys((hypers.sigma_w, hypers.sigma_b) for hypers in run.hypers)
+    found = {}
+    for sigma_w, sigma_b in starts:
+        lanes = np.isclose(history["sigma_w"], sigma_w) & np.isclose(history["sigma_b"], sigma_b)
+        predicted = prediction(run.config, Hypers(sigma_w=sigma_w, sigma_b=sigma_b), dataset)
+        label = f"σ_w {sigma_w:g}, σ_b {sigma_b:g}" if len(starts) > 1 else ""
+        found[label] = compared(history.isel(lane=lanes), predicted)
+    return found
 
 
 def closed_form(config: Config, data: Dataset, n_batches: int = 4) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""The command `vgjax`: train, show, diagnose, data, list. Results go to stdout, progress and errors to stderr.
+"""The command `vgjax`: train, predict, show, diagnose, data, list. Results go to stdout, progress and errors to stderr.
 
 Rooms that need JAX are imported by the command that needs them, so that `--help` does not wait for it.
 """
@@ -70,10 +70,11 @@ class Train:
         if self.resume and not (self.out and (self.out / "config.yaml").is_file()):
             problem = f"{self.out} holds no run" if self.out else "no --out"
             raise ValueError(f"--resume: {problem}; allowed: --out DIR, the folder of a run")
+        from vgjax import analysis, figures
         from vgjax.checks import check_names
         from vgjax.data import load
         from vgjax.loop import run
-        from vgjax.show import ProgressBar, print_run
+        from vgjax.show import ProgressBar, print_run, print_signals
         from vgjax.stopping import stop_after_chunk
 
         for setting in settings:
@@ -93,6 +94,9 @@ class Train:
         except KeyboardInterrupt:
             raise KeyboardInterrupt(self._advice(folder)) from None
         print_run(result.history, folder, self.tensorboard != "none")
+        if analysis.root_mean_squares(result.history):
+            print_signals(signals := analysis.signals(result.history, dataset))
+            print(f"figure      {figures.write_signal(folder / 'signal', signals, analysis.SIGNALS)}")
 
     def _advice(self, folder: Path) -> str:
         """How to go on after an interruption: what the folder does not know is to be said again."""
@@ -103,6 +107,43 @@ class Train:
             if (value := getattr(self, name)) != getattr(Train, name):
                 again += [f"--{name.replace('_', '-')}", str(value)]
         return f"stopped; go on with: {shlex.join(again)}"
+
+
+@dataclass(frozen=True)
+class Predict:
+    """Say, without training, how the signal ought to fare at step 0: mean-field theory, layer by layer, with a band."""
+
+    config_file: File = None
+    """YAML or TOML with any of the fields below, or the config.yaml of a run; options overrule it [file]."""
+    out: Annotated[Path, arg(metavar="NAME")] = Path("prediction")
+    """Where NAME.png, NAME.svg and NAME.csv go [file without suffix]."""
+    draws: Annotated[int, arg(metavar="INT")] = 64
+    """Random networks whose spread is the band [networks]."""
+    data_dir: Folder = None
+    """Where prepared data lie; default: VGJAX_DATA_DIR, TFDS_DATA_DIR or the user's cache [folder]."""
+    manual_dir: Folder = None
+    """Original files of the data set, as an alternative to downloading [folder]."""
+    config: OmitArgPrefixes[Config] = DEFAULTS.config
+    """The network, its data and batch size; what concerns training alone has no effect here."""
+    hypers: OmitArgPrefixes[Hypers] = DEFAULTS.hypers[0]
+    """Of these, σ_w and σ_b matter."""
+
+    def run(self) -> None:
+        """Predict, print and draw."""
+        from vgjax import analysis, figures
+        from vgjax.checks import check_names
+        from vgjax.data import load
+        from vgjax.show import print_prediction
+
+        if self.draws < 2:
+            raise ValueError(f"draws {self.draws} is not allowed; allowed: whole numbers from 2")
+        check_hypers(self.hypers)
+        check_names(self.config)
+        dataset = load(self.config.dataset, self.data_dir, self.manual_dir)
+        predicted = analysis.prediction(self.config, self.hypers, dataset, self.draws)
+        infinite = analysis.infinite_width(self.config, self.hypers, dataset)
+        print_prediction(analysis.band(predicted), infinite)
+        print(f"figure      {figures.write_signal(self.out, {'': analysis.band(predicted)}, analysis.SIGNALS)}")
 
 
 @dataclass(frozen=True)
@@ -279,6 +320,7 @@ def parse(argv: list[str]) -> Any:
     seeds = seeds_as_words(found.seeds)
     commands: Any = Union[  # noqa: UP007  (values, not a type)
         Annotated[Train, subcommand("train", default=Train(config=found.config, hypers=found.hypers[0], seeds=seeds))],
+        Annotated[Predict, subcommand("predict", default=Predict(config=found.config, hypers=found.hypers[0]))],
         Annotated[Show, subcommand("show", default=Show(config=found.config))],
         Annotated[Diagnose, subcommand("diagnose")],
         Annotated[Data, subcommand("data")],
@@ -301,7 +343,7 @@ def parse(argv: list[str]) -> Any:
 
 def _config_file(argv: list[str]) -> Path | None:
     """The file that gives the options their defaults, needed before tyro parses: --config-file, or the run's own."""
-    if argv[:1] not in (["train"], ["show"]):
+    if argv[:1] not in (["train"], ["predict"], ["show"]):
         return None
     scan = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     scan.add_argument("--config-file", "--config_file", nargs="?", type=Path)

@@ -5,12 +5,14 @@ Measurements are points joined by lines, with a band for their spread; theory is
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, ParamSpec, TypeVar
 
 import matplotlib as mpl
 import numpy as np
+import pandas as pd
+import xarray as xr
 from matplotlib.axes import Axes
 from matplotlib.colors import PowerNorm
 from matplotlib.figure import Figure
@@ -99,8 +101,56 @@ def label_ends(axes: Axes, x: float, labels: dict[str, tuple[float, int]], gap: 
         axes.text(1.01, height, name, color=f"C{which}", transform=axes.transAxes, va="center", fontsize=8)
 
 
+@styled
+def signal(rows: Mapping[str, xr.Dataset], names: Mapping[str, str], most_steps: int = 4) -> Figure:
+    """How the signal fares from layer to layer: the predicted band, and step 0 and later steps on it.
+
+    Args:
+      rows: one a start: what it is called → `analysis.compared`, or `analysis.band` where nothing was measured.
+      names: what each signal is called.
+      most_steps: records that are shown.
+    """
+    columns = [name for name in names if all(name in row["signal"] for row in rows.values())]
+    figure, panels_ = panels(len(rows), len(columns), width=3.6, height=3.0)
+    for (title, row), line in zip(rows.items(), panels_, strict=True):
+        layers = [int(name.rpartition("_")[2]) for name in row["layer"].values]
+        for name, axes in zip(columns, line, strict=True):
+            one = row.sel(signal=name)
+            axes.fill_between(
+                layers, one["predicted_low"], one["predicted_high"], color="0.85", label="predicted, 95 %"
+            )
+            axes.plot(layers, one["predicted"], color="0.35", linestyle="--", linewidth=1.1)
+            if "measured" in one:
+                _steps(axes, layers, one, most_steps)
+            axes.set(yscale="log", xlabel="layer", title=f"{names[name]}{', ' if title else ''}{title}")
+            axes.xaxis.set_major_locator(MaxNLocator(8, integer=True))
+    panels_[0][-1].legend()
+    return figure
+
+
+def _steps(axes: Axes, layers: list[int], one: xr.Dataset, most: int) -> None:
+    """Step 0 with its spread over lanes, and some later steps."""
+    records = np.unique(np.linspace(0, one.sizes["record"] - 1, most).astype(int))
+    for which, record in enumerate(records):
+        centre, low, high = (one[f"measured{end}"].isel(record=record) for end in ("", "_low", "_high"))
+        series(axes, layers, centre, low, high, f"step {one['step'].values[record]}", which)
+
+
+def write_signal(path: Path, rows: Mapping[str, xr.Dataset], names: Mapping[str, str]) -> Path:
+    """Draw `signal`, and write it beside the numbers as path.png, path.svg and path.csv.
+
+    Returns:
+      The PNG.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    save(signal(rows, names), path)
+    tables = [row.to_dataframe().reset_index().assign(start=title) for title, row in rows.items()]
+    pd.concat(tables).to_csv(f"{path}.csv", index=False)
+    return Path(f"{path}.png")
+
+
 def save(figure: Figure, path: Path) -> None:
     """Write path.png and path.svg."""
     with mpl.rc_context(fname=str(STYLE)):
-        figure.savefig(path.with_suffix(".png"))
-        figure.savefig(path.with_suffix(".svg"), metadata={"Date": None})
+        figure.savefig(f"{path}.png")
+        figure.savefig(f"{path}.svg", metadata={"Date": None})

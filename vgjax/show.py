@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
@@ -105,6 +105,60 @@ def print_run(history: xr.Dataset, folder: Path, has_curves: bool) -> None:
     print(f"history     {folder / 'history.nc'}\nstatistics  {folder / 'statistics.csv'}")
     if has_curves:
         print(f"curves      {sys.executable} -m tensorboard.main --logdir {folder / 'tensorboard'}")
+
+
+def print_prediction(band: xr.Dataset, infinite: xr.Dataset) -> None:
+    """What theory says of step 0, layer by layer, and the decay of δ.
+
+    Args:
+      band: by `analysis.band`.
+      infinite: by `analysis.infinite_width`.
+    """
+    columns = ["layer", "fan_in", "fan_out", "σ_w²", "q", "χ₁", *(f"RMS of {what}" for what in ("h", "δ", "∂W"))]
+    rows = []
+    for name in infinite["layer"].values:
+        one, banded = infinite.sel(layer=name), band.sel(layer=name)
+        plain = [f"{float(one[column]):.4g}".replace("nan", "") for column in ("sigma_w2", "q", "chi1")]
+        bands = [
+            _with_band(*(float(banded[f"predicted{end}"].sel(signal=signal)) for end in ("", "_low", "_high")))
+            for signal in ("activation_rms", "delta_rms", "gradient_rms")
+        ]
+        rows.append([str(name), int(one["fan_in"]), int(one["fan_out"]), *plain, *bands])
+    print_table("Predicted at step 0: median of random networks and the middle 95 %", columns, rows, columns[1:])
+    print(f"decay       {_predicted_decay(band)} decades a layer on the way back")
+
+
+def print_signals(rows: Mapping[str, xr.Dataset]) -> None:
+    """How measurement and prediction compare at step 0, and at the end.
+
+    Args:
+      rows: by `analysis.signals`.
+    """
+    for title, row in rows.items():
+        start = row.isel(record=0)
+        inside = (start["predicted_low"] <= start["measured"]) & (start["measured"] <= start["predicted_high"])
+        where = f" ({title})" if title else ""
+        if "decay" in row:
+            low, high = float(start["decay_low"]), float(start["decay_high"])
+            interval = "" if np.isnan(low) else f" ({low:.3g} … {high:.3g})"
+            print(
+                f"decay       {float(start['decay']):.3g}{interval} decades a layer on the way back at step "
+                f"{int(start['step'])}; predicted {_predicted_decay(row)}{where}"
+            )
+        counts = ", ".join(
+            f"{int(inside.sel(signal=name).sum())} of {inside.sizes['layer']} layers {name.removesuffix('_rms')}"
+            for name in inside["signal"].values
+        )
+        print(f"theory      inside its 95 % band at step {int(start['step'])}: {counts}{where}")
+
+
+def _predicted_decay(band: xr.Dataset) -> str:
+    centre, low, high = (float(band[f"predicted_decay{end}"]) for end in ("", "_low", "_high"))
+    return f"{centre:.3g} ({low:.3g} … {high:.3g})"
+
+
+def _with_band(centre: float, low: float, high: float) -> str:
+    return f"{centre:.3g} ({low:.2g} … {high:.2g})"
 
 
 def _print_layers(history: xr.Dataset) -> None:

@@ -271,6 +271,34 @@ def layer_variances(
     return sigma_w**2 * np.asarray(widths[:-1]) * np.array(variances)
 
 
+class LengthProfile(NamedTuple):
+    """One example through the actual layers at infinite width."""
+
+    q: np.ndarray  # E[z²] of each layer, [L]
+    chi1: np.ndarray  # χ₁ of each layer above, σ_w²(l+1) E[φ'(z_l)²]; NaN in the last layer, [L]
+
+
+def length_profile(
+    input_square: float, activation: str | Activation, variances: Sequence[float] | np.ndarray, sigma_b: float = 0.0
+) -> LengthProfile:
+    """q and χ₁ layer by layer, from an input of mean square ‖x‖²/n₀.
+
+    Args:
+      input_square: ‖x‖²/n₀.
+      activation: name, import path or callable.
+      variances: σ_w² of each layer, [L]; see `layer_variances`.
+      sigma_b: standard deviation of the biases.
+
+    >>> [round(x, 4) for x in length_profile(1.0, "relu", [2.0, 2.0, 1.0]).chi1.tolist()]
+    [1.0, 0.5, nan]
+    """
+    q = [variances[0] * input_square + sigma_b**2]
+    for variance in variances[1:]:
+        q.append(float(length_map(q[-1], variance, sigma_b**2, activation)))
+    growth = [float(chi1(below, variance, activation)) for below, variance in zip(q, variances[1:], strict=False)]
+    return LengthProfile(np.array(q), np.array([*growth, np.nan]))
+
+
 class PairProfile(NamedTuple):
     """What two examples a, b of a batch share at each layer, expected over the weights; the diagonal is one example."""
 
