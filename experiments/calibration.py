@@ -15,9 +15,12 @@ Right is: a healthy run has no finding, not even a warning; any other run has it
 from __future__ import annotations
 
 import json
+import math
+import multiprocessing
+import os
 import sys
 import time
-from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -33,10 +36,12 @@ from experiments.__main__ import _prepare_jax
 from vgjax.config import Config, Hypers
 
 RESULTS = Path(__file__).parent / "results" / "calibration.json"
+HALVES = ("building", "trial")
+SHOWN = ("dataset", "scaling", "hidden", "activation", "initializer", "norm", "branch", "optimizer", "clip", "epochs")
 LABELS = {
     "healthy": "critical or customary weights, a customary learning rate",
     "vanishing": "ordered phase: σ_w² at half of its critical value or less, or sigmoid at σ_w² ≤ 2, and depth",
-    "exploding": "chaotic phase: σ_w² at four times its critical value or more, and depth; clipped by norm",
+    "exploding": "chaotic phase: σ_w² at four times its critical value or more, and depth; clipped by norm or with bounded units",
     "saturated": "|z| far beyond the sigmoid's bend: biases of 6 and more, large weights in few layers, or raw pixels",
     "dead": "ReLU with biases so large that half of the units see none but negative sums, or with negative weights",
     "constant": "all weights equal, or all rows and columns",
@@ -211,7 +216,10 @@ PAIRS: tuple[tuple[Bench, Bench], ...] = (
         Bench(
             net(32, 3, "tanh", IRIS, initializer=f"{OWN}equal"), only("constant", 0.02, w(1), w(0.3), w(2, rate=0.5))
         ),
-        Bench(net(48, 5, "relu", initializer=f"{OWN}equal"), only("constant", 0.005, w(1), w(0.3), w(2, rate=0.5))),
+        Bench(
+            net(48, 5, "relu", initializer=f"{OWN}equal", **CLIPPED),
+            only("constant", 0.005, w(1), w(0.3), w(2, rate=0.5)),
+        ),
     ),
     (
         Bench(net(64, 4, "relu", initializer=f"{OWN}zeros"), only("constant", 0.02, {}, {"rate": 3}, {"rate": 0.3})),
@@ -305,7 +313,7 @@ PAIRS: tuple[tuple[Bench, Bench], ...] = (
             only("underflow", 0.02, w(2), w(2, rate=0.7), w(2.2, rate=0.7)),
         ),
         Bench(
-            net(32, 4, "elu", IRIS, output_initializer="normal(1e-7)"),
+            net(32, 4, "elu", IRIS, output_initializer="normal(1e-8)"),
             only("underflow", 0.02, w(1.4), w(1.4, rate=0.7), w(1.5, rate=0.7)),
         ),
     ),
@@ -316,43 +324,45 @@ PAIRS: tuple[tuple[Bench, Bench], ...] = (
         ),
         Bench(
             net(48, 7, "elu", IRIS),
-            only("nan", 0.02, *(w(1.4, rate=r) for r in (1e9, 1e12, 1e15)), *({"sigma_w": s} for s in (1e6, 3e6, 1e8))),
+            only(
+                "nan", 0.02, *(w(1.4, rate=r) for r in (1e11, 1e13, 1e15)), *({"sigma_w": s} for s in (1e6, 3e6, 1e8))
+            ),
         ),
     ),
 )
 BENCHES = tuple(bench for pair in PAIRS for bench in pair)  # even: building, odd: trial
 
 
-def judge(which: range, smoke: bool = False) -> Iterator[dict[str, Any]]:
-    """Run benches and diagnose every lane by itself: rows of bench, label, what was found, and its numbers."""
+def judge(i: int, smoke: bool = False) -> list[dict[str, Any]]:
+    """Run a bench and diagnose every lane by itself: rows of label, what was found, and its numbers."""
     from vgjax.data import load
     from vgjax.diagnosis import diagnose
     from vgjax.loop import run
 
-    for i in which:
-        bench = BENCHES[i]
-        config = replace(bench.config, epochs=1, steps=2) if smoke else bench.config
-        data = load(config.dataset)
-        history = run(config, [hypers for _, hypers in bench.lanes], [i], dataset=data).history
-        for lane, (label, hypers) in enumerate(bench.lanes):
-            diagnosis = diagnose(history.isel(lane=[lane]), data)
-            first = next(iter(diagnosis.findings), None)
-            found = first.rule if first else "healthy"
-            yield {
+    bench, rows = BENCHES[i], []
+    config = replace(bench.config, steps=2) if smoke else bench.config
+    data = load(config.dataset)
+    history = run(config, [hypers for _, hypers in bench.lanes], [i], dataset=data, devices=1).history
+    losses = history["train_loss"].values[:, [0, -1]]
+    for lane, (label, hypers) in enumerate(bench.lanes):
+        diagnosis = diagnose(history.isel(lane=[lane]), data)
+        first = json.loads(diagnosis.as_json())["findings"][:1]
+        found = first[0]["rule"] if first else "healthy"
+        rows.append(
+            {
                 "bench": i,
-                "half": "trial" if i % 2 else "building",
-                "network": f"{config.dataset}, {config.activation}, {len(config.hidden)} × {config.hidden[0]}, "
-                f"{config.norm} norm, {config.branch}, {config.optimizer}, {config.initializer}",
-                "hypers": {name: float(value) for name, value in hypers._asdict().items()},
+                "half": HALVES[i % 2],
+                "network": {name: getattr(config, name) for name in SHOWN},
+                "hypers": hypers._asdict(),
                 "label": label,
                 "found": found,
                 "right": found == label,
-                "severity": first.severity if first else None,
+                "finding": first[0] if first else None,
                 "also_found": [one.rule for one in diagnosis.findings[1:]],
-                "evidence": first.evidence if first else "",
-                "cause": first.cause if first else "",
-                "train_loss": float(history["train_loss"].values[lane, -1]),
+                "train_loss": [x if math.isfinite(x) else None for x in losses[lane].tolist()],
             }
+        )
+    return rows
 
 
 def summary(rows: list[dict[str, Any]]) -> dict[str, Any]:
@@ -386,25 +396,26 @@ class Options:
 def main() -> int:
     """Run, print the confusion matrix, write the rows."""
     options = tyro.cli(Options, prog="python -m experiments.calibration")
-    _prepare_jax(options.smoke)
+    _prepare_jax(smoke=True)  # its programs run for milliseconds
     from vgjax.environment import environment
 
-    started = time.monotonic()
-    halves = {"building": range(0, len(BENCHES), 2), "trial": range(1, len(BENCHES), 2)}
-    names = [name for name in halves if options.half in ("both", name)]
+    started, halves = time.monotonic(), [half for half in HALVES if options.half in ("both", half)]
+    benches = [i for i in range(len(BENCHES)) if HALVES[i % 2] in halves]
+    if options.smoke:
+        benches = benches[:2]
     rows = []
-    for name in names:
-        for row in judge(halves[name][:1] if options.smoke else halves[name], options.smoke):
-            rows.append(row)
-            if not row["right"]:
-                print(f"bench {row['bench']}: {row['label']} → {row['found']}: {row['evidence']}", file=sys.stderr)
-    summaries = {name: summary([row for row in rows if row["half"] == name]) for name in names}
-    for name, one in summaries.items():
-        _print(name, one)
+    with ProcessPoolExecutor(os.cpu_count(), multiprocessing.get_context("spawn")) as workers:
+        for part in workers.map(judge, benches, [options.smoke] * len(benches)):
+            rows += part
+            for row in (row for row in part if not row["right"]):
+                print(f"bench {row['bench']}: {row['label']} → {row['found']}", file=sys.stderr)
+    summaries = {half: summary([row for row in rows if row["half"] == half]) for half in halves}
+    for half, one in summaries.items():
+        _print(half, one)
     made = environment() | {"seconds": round(time.monotonic() - started, 1), "seeds": "the bench's number"}
     options.out.parent.mkdir(parents=True, exist_ok=True)
     content = {"summary": summaries, "rows": rows, "environment": made}
-    options.out.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n")
+    options.out.write_text(json.dumps(content, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
     print(f"rows: {options.out}")
     return 0
 

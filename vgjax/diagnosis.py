@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import itertools
 import json
 import math
 import os
@@ -13,23 +12,18 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 import xarray as xr
-from scipy.special import softmax
 
 from vgjax import batches, theory
-from vgjax.activations import activation, steepest_slope
 from vgjax.config import Config, Hypers
 from vgjax.data import EMBEDDED, Dataset, default_data_dir, load
+from vgjax.ensemble import draw_networks
 from vgjax.rules import RULES, Case, Finding, Reference, number
 from vgjax.settings import settings_from
-from vgjax.stats import SATURATED_SLOPE
 
-N_DRAWS = 16
-MOST_WEIGHTS = 20_000_000  # of all draws together
-MOST_EXAMPLES = 128
+N_DRAWS = 32
+MOST_EXAMPLES = 64
 SIGMAS = np.geomspace(1e-2, 1e4, 241)
 SEVERITIES = ("serious", "warning")
 
@@ -143,54 +137,22 @@ def critical_draws(config: Config, history: xr.Dataset, data: Dataset | None = N
     inputs, source = np.random.default_rng(0).standard_normal((n, features)), "standard normal"
     if data is not None and data.train_inputs.shape[1] == features:
         inputs, source = _inputs(config, data, n), f"{data.name}, scaled to RMS 1"
-    widths = (features, *config.hidden, classes)
     sigma_w2 = critical_variance(config.activation, len(config.hidden))
-    draws = _draws(inputs.astype(np.float32).tobytes(), widths, config.activation, sigma_w2)
-    return Reference(draws, sigma_w2, source)
+    plain = Config(hidden=config.hidden, activation=config.activation, initializer="mean_field")
+    return Reference(_draws(plain, inputs.tobytes(), features, classes, sigma_w2), sigma_w2, source)
 
 
 @lru_cache(maxsize=64)
-def _draws(inputs: bytes, widths: tuple[int, ...], named: Any, sigma_w2: float) -> xr.Dataset:
-    """Forward and back through random networks, in NumPy: what the first step of a run would record of them."""
-    x = np.frombuffer(inputs, np.float32).reshape(-1, widths[0])
-    labels, rng = np.arange(len(x)) % widths[-1], np.random.default_rng(0)
-    n_draws = int(np.clip(MOST_WEIGHTS // sum(a * b for a, b in itertools.pairwise(widths)), 4, N_DRAWS))
-    phi, steepest = activation(named), steepest_slope(named)
-    evaluate = jax.jit(lambda z: jax.jvp(phi, (z,), (jnp.ones_like(z),)))
-    draws = []
-    for _ in range(n_draws):
-        weights = [
-            rng.standard_normal((a, b), np.float32) * np.float32(math.sqrt(sigma_w2 / a))
-            for a, b in itertools.pairwise(widths)
-        ]
-        h, slopes = [x], []
-        for weight in weights[:-1]:
-            value, slope = map(np.asarray, evaluate(h[-1] @ weight))
-            h.append(value)
-            slopes.append(slope)
-        deltas = [(softmax(h[-1] @ weights[-1], axis=1) - np.eye(widths[-1])[labels]) / len(x)]
-        for weight, slope in zip(weights[:0:-1], slopes[::-1], strict=True):
-            deltas.insert(0, slope * (deltas[0] @ weight.T))
-        gradients = [below.T @ delta for below, delta in zip(h, deltas, strict=True)]
-        draws.append(
-            {
-                "delta_log10_rms": [_log10_rms(delta) for delta in deltas],
-                "gradient_log10_rms": [_log10_rms(gradient) for gradient in gradients],
-                "activation_dead_fraction": [*(np.mean(np.all(s == 0, axis=0)) for s in slopes), 0.0],
-                "activation_saturated_fraction": [
-                    *(np.mean(np.abs(s) <= SATURATED_SLOPE * steepest) for s in slopes),
-                    0.0,
-                ],
-            }
-        )
-    names = [f"layer_{i}" for i in range(1, len(widths))]
-    columns = {name: (("lane", "layer"), np.array([draw[name] for draw in draws], np.float64)) for name in draws[0]}
-    return xr.Dataset(columns, {"layer": names})
-
-
-def _log10_rms(x: np.ndarray) -> float:
-    rms = math.sqrt(float(np.mean(np.square(x, dtype=np.float64))))
-    return math.log10(rms) if rms > 0 else -math.inf
+def _draws(config: Config, inputs: bytes, features: int, classes: int, sigma_w2: float) -> xr.Dataset:
+    x = np.frombuffer(inputs).reshape(-1, features)
+    hypers, labels = Hypers(sigma_w=math.sqrt(sigma_w2)), np.arange(len(x)) % classes
+    xs, ys = (np.broadcast_to(one, (N_DRAWS, *one.shape)) for one in (x, labels))
+    drawn = draw_networks(config, hypers, xs, ys, classes, len(x))
+    names = [f"layer_{i}" for i in range(1, len(config.hidden) + 2)]
+    columns = {name: (("draw", "layer"), values) for name, values in drawn._asdict().items()}
+    draws = xr.Dataset(columns, {"layer": names})
+    with np.errstate(divide="ignore"):
+        return draws.assign({f"{name}_log10_rms": np.log10(draws[f"{name}_rms"]) for name in ("delta", "gradient")})
 
 
 @lru_cache(maxsize=256)

@@ -17,22 +17,23 @@ import jax.numpy as jnp
 import numpy as np
 import xarray as xr
 
-from vgjax.activations import activation, steepest_slope
+from vgjax.activations import SATURATED_SLOPE, activation, steepest_slope
 from vgjax.config import Config, Hypers
 from vgjax.names import text_of
-from vgjax.stats import SATURATED_SLOPE
 from vgjax.theory import batch_norm_gradient_gain
 
 Severity = Literal["serious", "warning"]
 
-LEARNT = 0.2  # a run has learnt when its loss fell by this share of what chance has
-MATTERS = 1.5  # decades over the hidden layers that no healthy run had
-SATURATED = 0.5  # share of a layer's units and examples
-DEAD = 0.3  # share of a layer's units, beyond what the critical draws have
-FAST = 0.3  # ‖ΔW‖/‖W‖ of one step, in half of the layers
-SHORT = 0.1  # Σ‖ΔW‖/‖W‖ over the run, in every layer
-TURNED = 0.95  # cosine between the gradient before and after clipping
-LOST = 0.3  # share of a layer's nonzero gradient elements
+# Beside each bound: healthy runs of the building half, and those of its label (or the documents' runs).
+LEARNT = 0.2  # share of chance's loss that a run must lose to have learnt; healthy 0.75 and more
+FALLS = 2.0  # decades over the hidden layers; healthy up to 0.5, MXNet's ReLU network lives with 1.75; from 2.2
+GROWS = 1.5  # decades over the hidden layers; healthy up to 0.4; from 2.3
+SATURATED = 0.5  # share of a layer's units and examples; healthy up to 0.2; from 0.86
+DEAD = 0.3  # share of a layer's units beyond that of the critical draws; healthy up to 0.13; from 0.4
+FAST = 0.12  # ‖ΔW‖/‖W‖ of one step, in half of the layers; healthy up to 0.04; from 0.37
+SHORT = 0.01  # Σ‖ΔW‖/‖W‖ over the run, in every layer; healthy from 0.14; up to 0.0003
+TURNED = 0.95  # cosine between the gradient before and after clipping; healthy 1
+LOST = 0.3  # share of a layer's nonzero gradient elements; healthy up to 0.002; 1
 SHARE = 0.1  # of the decay: what has less of it is not named as its cause
 NOTHING = -45.0  # log₁₀ for zero: below float32's smallest number
 
@@ -67,7 +68,7 @@ class Finding:
 class Reference:
     """Random draws of the plain network of this depth and these widths at criticality."""
 
-    draws: xr.Dataset  # dims lane, layer: delta_log10_rms, gradient_log10_rms, activation_dead_fraction, …
+    draws: xr.Dataset  # dims draw, layer: delta_log10_rms, gradient_log10_rms, dead_fraction, saturated_fraction
     sigma_w2: float
     inputs: str  # what they were given
 
@@ -128,11 +129,10 @@ class Case:
         return decades(self.history[self.profile].sel(layer=self.level))
 
     @cached_property
-    def band(self) -> tuple[float, float]:
-        """The same in the critical draws: mean ± 3 standard deviations."""
+    def healthy(self) -> tuple[float, float]:
+        """The same in the critical draws: mean, and 3 standard deviations."""
         values = decades(self.reference.draws[self.profile].sel(layer=self.level)).values
-        half = 3 * float(values.std(ddof=1))
-        return float(values.mean()) - half, float(values.mean()) + half
+        return float(values.mean()), 3 * float(values.std(ddof=1))
 
     @cached_property
     def sigma_w2(self) -> tuple[float, float] | None:
@@ -278,27 +278,23 @@ def batch_norm(case: Case) -> Finding | None:
 
 
 def _grows(case: Case, rule: str) -> Finding | None:
-    bound = max(MATTERS, case.band[1])
+    centre, half = case.healthy
+    bound = centre + max(GROWS, half)
     bad = case.change > bound
     shows = bad.isel(record=0)
     if not most(shows):
         return None
-    at = case.history["step"].values[0]
     measured = float(case.change.isel(record=0).median("lane"))
     numbers = _profile_numbers(case, measured, bound)
-    steps = (len(case.level) - 1) or 1
-    evidence = (
-        f"the gradient grows by {measured:.1f} decades from {case.level[-1]} back to {case.level[0]} at step {at}, "
-        f"a factor {10 ** (measured / steps):.3g} a layer; {_band(case)}"
-    )
+    evidence = f"the gradient grows by {measured:.1f} decades {_way(case, measured, 0)}; {_band(case)}"
     if rule == "batch_norm":
         before = case.config.norm_at == "pre_activation"
         gain = batch_norm_gradient_gain(case.config.activation, 1.0 if before else max(case.sigma_w2 or (1, 1)))
         numbers["theory_factor_per_layer"] = float(np.sqrt(gain))
-        evidence += f", theory says {np.sqrt(gain):.3g} a layer behind batch norm"
-        advice = "skip connections (--branch residual or rezero), layer norm, or fewer layers between two norms"
+        evidence += f"; theory for batch norm: a factor {np.sqrt(gain):.3g} a layer"
+        advice = "skip connections (--branch residual or rezero), layer norm, or fewer layers"
         return case.found(rule, shows, case.level, bad, numbers, "batch norm over the depth", evidence, advice)
-    parts = _parts(case, measured)
+    parts = _parts(case, measured, 0)
     numbers["decades_by_cause"] = parts
     causes = [name for name, part in parts.items() if part >= SHARE * measured] or [max(parts, key=parts.__getitem__)]
     return case.found(rule, shows, case.level, bad, numbers, ", ".join(causes), evidence, _cure(case))
@@ -330,7 +326,7 @@ def dead(case: Case) -> Finding | None:
     if _saturates(case.config.activation):
         return None  # these call it saturated
     share = case.of_hidden("activation_dead_fraction")
-    healthy = case.reference.draws["activation_dead_fraction"].sel(layer=case.hidden).mean("lane").astype(np.float64)
+    healthy = case.reference.draws["dead_fraction"].sel(layer=case.hidden).mean("draw")
     excess = (share - healthy) / (1 - healthy).clip(min=1e-6)
     whole = (share == 1).any("layer")
     shows = _stays(case, whole | (excess.max("layer") > DEAD))
@@ -375,7 +371,7 @@ def saturated(case: Case) -> Finding | None:
         return None
     worst = share.where(shows).max("record").median("lane")
     layers = [name for name in case.hidden if float(worst.sel(layer=name)) > SATURATED]
-    healthy = case.reference.draws["activation_saturated_fraction"].sel(layer=case.hidden).mean("lane")
+    healthy = case.reference.draws["saturated_fraction"].sel(layer=case.hidden).mean("draw")
     at_start = most(bad.isel(record=0))
     weights = max(case.sigma_w2 or (1.0, 1.0))
     if not at_start:
@@ -404,18 +400,18 @@ def saturated(case: Case) -> Finding | None:
 
 
 def vanishing(case: Case) -> Finding | None:
-    """The gradient decays on its way back, more than a critical network's, and the network does not train it away."""
-    bound = min(-MATTERS, case.band[0])
+    """The gradient decays on its way back, more than a critical network's: at the start, or at an end without success."""
+    centre, half = case.healthy
+    bound = centre - max(FALLS, half)
     bad = case.change < bound
-    shows = _stays(case, bad) & bad.isel(record=0)
+    shows = bad.isel(record=0) | (bad.isel(record=case.last) & ~case.learnt)
     if not most(shows):
         return None
-    at = case.history["step"].values[0]
-    measured = float(case.change.isel(record=0).median("lane"))
-    parts = _parts(case, measured)
+    onset = int((bad & shows).sum("lane").argmax("record"))
+    measured = float(case.change.isel(record=onset).median("lane"))
+    parts = _parts(case, measured, onset)
     causes = [name for name, part in parts.items() if part <= SHARE * measured] or [min(parts, key=parts.__getitem__)]
-    steps = (len(case.level) - 1) or 1
-    logs = case.history[case.profile].isel(record=0).median("lane").astype(np.float64)
+    logs = case.history[case.profile].isel(record=onset).median("lane").astype(np.float64)
     below = logs.sel(layer=case.level) - logs.sel(layer=case.level[-1])
     layers = [name for name in case.level if float(below.sel(layer=name)) < -1] or case.level[:1]
     named = "; ".join(f"{name} {part:+.1f}" for name, part in parts.items())
@@ -426,8 +422,8 @@ def vanishing(case: Case) -> Finding | None:
         bad,
         _profile_numbers(case, measured, bound) | {"decades_by_cause": parts},
         ", ".join(causes),
-        f"the gradient falls by {-measured:.1f} decades from {case.level[-1]} back to {case.level[0]} at step {at}, a "
-        f"factor {10 ** (-measured / steps):.3g} a layer (by cause: {named}); {_band(case)}",
+        f"the gradient falls by {-measured:.1f} decades {_way(case, measured, onset)} (by cause: {named}); "
+        f"{_band(case)}",
         _cure(case),
     )
 
@@ -571,16 +567,16 @@ def _saturates(named: Any) -> bool:
 def _need(case: Case) -> float:
     """The weight gain that keeps δ's length: the critical σ_w; 1 where the critical network itself is saturated."""
     reference = case.reference
-    share = float(reference.draws["activation_saturated_fraction"].sel(layer=case.hidden).mean())
+    share = float(reference.draws["saturated_fraction"].sel(layer=case.hidden).mean())
     return 1.0 if _saturates(case.config.activation) and share > SATURATED / 2 else float(np.sqrt(reference.sigma_w2))
 
 
-def _parts(case: Case, total: float) -> dict[str, float]:
+def _parts(case: Case, total: float, record: int) -> dict[str, float]:
     """The decades that weights, slopes and the rest have in it, against what keeps δ's length; weights first.
 
     Weights are what is chosen first, so they are named first.
     """
-    between, need, start = case.level[:-1], _need(case), case.history.isel(record=0).median("lane", skipna=True)
+    between, need, start = case.level[:-1], _need(case), case.history.isel(record=record).median("lane")
     rest = "normalisation" if case.config.norm != "none" else "alignment of weights and gradient"
     if case.config.branch != "plain":
         rest = "skip connections"
@@ -609,12 +605,12 @@ def _near_multiples(counts: np.ndarray, width: int) -> bool:
 
 
 def _profile_numbers(case: Case, measured: float, bound: float) -> dict[str, Any]:
-    low, high = case.band
+    centre, half = case.healthy
     sigma = case.sigma_w2
     return {
         "statistic": case.profile,
         "decades": measured,
-        "critical_band": [low, high],
+        "critical_band": [centre - half, centre + half],
         "bound": bound,
         "critical_sigma_w2": case.reference.sigma_w2,
         "sigma_w2": None if sigma is None else list(sigma),
@@ -623,8 +619,14 @@ def _profile_numbers(case: Case, measured: float, bound: float) -> dict[str, Any
 
 
 def _band(case: Case) -> str:
-    low, high = case.band
-    return f"critical networks of this size: {low:+.1f} to {high:+.1f} decades"
+    centre, half = case.healthy
+    return f"critical networks of this size change it by {centre - half:+.1f} to {centre + half:+.1f}"
+
+
+def _way(case: Case, measured: float, record: int) -> str:
+    factor = 10 ** (abs(measured) / max(1, len(case.level) - 1))
+    at = case.history["step"].values[record]
+    return f"from {case.level[-1]} back to {case.level[0]} at step {at}, a factor {factor:.3g} a layer"
 
 
 def _cure(case: Case) -> str:
