@@ -23,7 +23,8 @@ FLOORS = [  # from the bottom to the top; a room may import its own floor and th
     "divergence",
     "loop",
     "sweep",
-    "analysis rules",
+    "analysis case",
+    "signal_rules step_rules",
     "diagnosis figures report",
     "cli show __main__",
 ]

@@ -1,4 +1,4 @@
-"""What is wrong with a network: the rules of `vgjax.rules`, applied to every setting of a history."""
+"""What is wrong with a network: rules, applied to every setting of a history."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import dataclasses
 import json
 import math
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
@@ -15,17 +15,41 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
-from vgjax import batches, theory
+from vgjax import batches, signal_rules, step_rules, theory
+from vgjax.case import Case, Finding, Reference, number
 from vgjax.config import Config, Hypers
 from vgjax.data import EMBEDDED, Dataset, default_data_dir, load
 from vgjax.ensemble import draw_networks
-from vgjax.rules import RULES, Case, Finding, Reference, number
 from vgjax.settings import settings_from
 
 N_DRAWS = 32
 MOST_EXAMPLES = 64
 SIGMAS = np.geomspace(1e-2, 1e4, 241)
 SEVERITIES = ("serious", "warning")
+
+
+@dataclass(frozen=True)
+class Rule:
+    """A row: what the rule looks at, and the rule."""
+
+    check: Callable[[Case], Finding | None]
+    needs: tuple[str, ...]
+
+
+PROFILE = ("delta_log10_rms|gradient_log10_rms",)  # either
+RULES: dict[str, Rule] = {  # the root of several troubles before what comes of it
+    "nan": Rule(step_rules.nan, ("first_bad_step",)),
+    "constant": Rule(step_rules.constant, ("weight_histogram",)),
+    "exploding": Rule(signal_rules.exploding, PROFILE),
+    "batch_norm": Rule(signal_rules.batch_norm, PROFILE),
+    "learning_rate_high": Rule(step_rules.learning_rate_high, ("update_ratio",)),
+    "dead": Rule(signal_rules.dead, ("activation_dead_fraction",)),
+    "saturated": Rule(signal_rules.saturated, ("activation_saturated_fraction",)),
+    "vanishing": Rule(signal_rules.vanishing, PROFILE),
+    "clipping": Rule(step_rules.clipping, ("gradient_norm", "clipped_norm", "clipped_cosine", "clipped_fraction")),
+    "learning_rate_low": Rule(step_rules.learning_rate_low, ("update_ratio",)),
+    "underflow": Rule(step_rules.underflow, ("gradient_float16_underflow", "gradient_bfloat16_underflow")),
+}
 
 
 @dataclass(frozen=True)
