@@ -6,8 +6,8 @@ at most 2 % of the healthy ones any finding at all.
 Command: `python -m experiments.calibration` (about 5 minutes on 2 cores; `--half building` or `--half trial` alone).
 
 A *bench* is one network on one data set; its lanes are the runs, each with a label that follows from how it was set up
-(`experiments/benches.py`), whatever came of its training. Benches with an even number are for building: the bounds of the rules
-were chosen on them. Those with an odd number were written before the rules were frozen and first run after that.
+(`experiments/benches.py`), whatever came of its training. Benches with an even number are for building: the bounds of
+the rules were chosen on them. Those with an odd number were written before the rules were frozen, and first run after.
 
 Right is: a healthy run has no finding, not even a warning; any other run has its label as the first finding.
 """

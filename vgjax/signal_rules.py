@@ -17,7 +17,7 @@ from vgjax.theory import batch_norm_gradient_gain
 
 FALLS = 2.0  # decades over the hidden layers; healthy up to 0.5, MXNet's ReLU network lives with 1.75; from 2.2
 GROWS = 1.5  # decades over the hidden layers; healthy up to 0.4; from 2.3
-DEAD = 0.3  # share of a layer's units beyond that of the critical draws; healthy up to 0.13; from 0.4
+DEAD = 0.3  # share of the units that the critical draws have alive; healthy up to 0.13; from 0.4
 WIDTHS = "taper of the widths"
 SHARE = 0.1  # of the decay: what has less of it is not named as its cause
 
@@ -59,16 +59,17 @@ def dead(case: Case) -> Finding | None:
     if saturates(case.config.activation):
         return None  # these call it saturated
     share = case.of_hidden("activation_dead_fraction")
-    healthy = case.reference.draws["dead_fraction"].sel(layer=case.hidden).mean("draw")
-    excess = (share - healthy) / (1 - healthy).clip(min=1e-6)
+    draws = case.reference.draws["dead_fraction"].sel(layer=case.hidden)
+    healthy = draws.mean("draw")
+    bound = healthy + np.maximum(DEAD * (1 - healthy), 3 * draws.std("draw"))
     whole = (share == 1).any("layer")
-    shows = stays(case, whole | (excess.max("layer") > DEAD))
-    gone = whole.isel(record=case.last) & shows
+    shows = stays(case, whole | (share > bound).any("layer"))
+    gone = whole.isel(record=case.last)
     if not most(shows) and not bool(gone.any()):
         return None
     shows = shows if most(shows) else gone
     worst = share.where(shows).max("record").median("lane")
-    layers = [str(name) for name in case.hidden if float(worst.sel(layer=name)) > DEAD + float(healthy.sel(layer=name))]
+    layers = [name for name in case.hidden if float(worst.sel(layer=name)) > float(bound.sel(layer=name))]
     at_start = bool((share.isel(record=0).max("layer").where(shows).max()) >= float(worst.max()) - DEAD)
     cause = "initial weights and biases" if at_start else "learning rate"
     ends = (
@@ -81,11 +82,11 @@ def dead(case: Case) -> Finding | None:
         "dead",
         shows,
         layers or case.hidden,
-        (share.max("layer") > DEAD),
+        whole | (share > bound).any("layer"),
         {
             "dead_share": dict(zip(case.hidden, worst.values.tolist(), strict=True)),
             "critical_draws": dict(zip(case.hidden, healthy.values.tolist(), strict=True)),
-            "bound_of_excess": DEAD,
+            "bound": dict(zip(case.hidden, bound.values.tolist(), strict=True)),
         },
         cause,
         f"up to {100 * float(worst.max()):.0f} % of a layer's units have a slope of 0 on every example "
