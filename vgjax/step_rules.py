@@ -159,7 +159,7 @@ def learning_rate_low(case: Case) -> Finding | None:
         {"path": measured, "bound": SHORT, "steps": n, "update_ratio": measured / n},
         "learning rate",
         f"all {n} steps together move no layer by more than {measured:.2g} of its weights (healthy: {SHORT:g} or more)",
-        f"a learning rate of {rounded(better)}" if np.isfinite(better) else "a learning rate above 0",
+        f"a learning rate of {rounded(better)}, or more steps" if np.isfinite(better) else "a learning rate above 0",
     )
 
 
