@@ -55,7 +55,7 @@ from experiments.reproduction import (
     sized,
 )
 from vgjax import figures
-from vgjax.analysis import Estimate, closed_form, estimate, geometric_estimate, layer_ratio, layer_spread
+from vgjax.analysis import Estimate, closed_form, estimate, geometric_estimate, layer_ratio, layer_spread, signals
 from vgjax.config import Config, Hypers
 from vgjax.data import Dataset, load
 from vgjax.loop import Result
@@ -126,13 +126,18 @@ def run(options: Options) -> Outcome:
     folder = runs_folder(options, NAME)
     results: dict[str, Result] = {}
     for stage in GRID:
-        data = fashion if stage in (RAW, NORMED, CLIPPED) else iris
-        results[stage] = _train(options, folder, stage, data, results)
+        results[stage] = _train(options, folder, stage, _data_of(stage, iris, fashion), results)
     histories = {stage: result.history for stage, result in results.items()}
     # In a smoke test, as many images as the stages have for training and validation: their compiled programs serve.
     first = _first_steps(options, iris, head(fashion, 360, 40) if options.smoke else fashion)
     rows = check(histories, first, iris, 1 if options.smoke else 4, has_data=note is None)
-    return Outcome(TITLE, rows, plot(histories), [note] if note else [])
+    drawn = [stage for stage in GRID if stage != CLIPPED]  # which starts from weights that are trained
+    theory = {stage: signals(histories[stage], _data_of(stage, iris, fashion))[""] for stage in drawn}
+    return Outcome(TITLE, rows, plot(histories, theory), [note] if note else [])
+
+
+def _data_of(stage: str, iris: Dataset, images: Dataset) -> Dataset:
+    return images if stage in (RAW, NORMED, CLIPPED) else iris
 
 
 def _train(options: Options, folder: Path, stage: str, data: Dataset, before: dict[str, Result]) -> Result:
@@ -239,13 +244,13 @@ def _ratio_of_means(a: np.ndarray, b: np.ndarray) -> Estimate:
     return Estimate(ratio, ratio * math.exp(relative.low), ratio * math.exp(relative.high), len(a))
 
 
-def plot(histories: dict[str, xr.Dataset]) -> list[Picture]:
+def plot(histories: dict[str, xr.Dataset], theory: dict[str, xr.Dataset]) -> list[Picture]:
     """Every stage's layers side by side, and what each learnt."""
-    return [_layers(histories), _learning(histories)]
+    return [_layers(histories, theory), _learning(histories)]
 
 
 @figures.styled
-def _layers(histories: dict[str, xr.Dataset]) -> Picture:
+def _layers(histories: dict[str, xr.Dataset], theory: dict[str, xr.Dataset]) -> Picture:
     figure, (row_of_axes,) = figures.panels(1, len(histories), width=2.1, height=3.0, sharey=True)
     tables = []
     for axes, (stage, history) in zip(row_of_axes, histories.items(), strict=True):
@@ -255,15 +260,19 @@ def _layers(histories: dict[str, xr.Dataset]) -> Picture:
             centre = 10 ** history["gradient_log10_rms"].isel(record=record).mean("lane")
             figures.series(axes, layers, centre, rms.min("lane"), rms.max("lane"), label, which)
             tables.append(rms.to_dataframe().reset_index().assign(stage=stage))
+        if stage in theory:
+            band = theory[stage].sel(signal="gradient_rms")
+            figures.theory_band(axes, layers, band["predicted_low"], band["predicted_high"], "predicted first step")
         axes.set(title=stage, xlabel="layer", yscale="log")
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     row_of_axes[0].set_ylabel("RMS of the weight gradient")
-    row_of_axes[-1].legend(loc="best")
+    row_of_axes[0].legend(loc="upper left")
     sentence = (
         "The gradient's RMS in every layer, stage by stage. Sigmoid with Glorot's weights (1) loses decades on the "
         "way back to layer 1; leaky ReLU with He's (2) is level. Raw pixels without batch norm (3) start every "
         "gradient two decades above the notebook's network with it (4), and end one above; clipping (5) goes on "
-        "from there, and finds no gradient that is large enough to clip. Bands span the seeds."
+        "from there, and finds no gradient that is large enough to clip. Coloured bands span the seeds; grey is where "
+        "theory expects 95 % of single networks at the first step."
     )
     return Picture("keras_notebook_layers", figure, sentence, pd.concat(tables))
 

@@ -16,12 +16,16 @@ def elu_slope(x, scale=1.0, alpha=1.0):
     return scale * np.where(x > 0, 1, alpha * np.exp(np.minimum(x, 0)))
 
 
+def leaky_relu(slope):
+    return lambda x: np.where(x > 0, x, slope * x), lambda x: np.where(x > 0, 1, slope)
+
+
 ACTIVATIONS = {  # φ and φ′
     "sigmoid": (expit, lambda x: expit(x) * expit(-x)),
-    "tanh": (np.tanh, lambda x: np.cosh(x) ** -2.0),
+    "tanh": (np.tanh, lambda x: np.cosh(np.clip(x, -300, 300)) ** -2.0),
     "softsign": (lambda x: x / (1 + np.abs(x)), lambda x: (1 + np.abs(x)) ** -2.0),
     "relu": (lambda x: np.maximum(x, 0), lambda x: np.where(x > 0, 1.0, 0.0)),
-    "leaky_relu": (lambda x: np.where(x > 0, x, 0.01 * x), lambda x: np.where(x > 0, 1, 0.01)),
+    "leaky_relu": leaky_relu(0.01),
     "elu": (elu, elu_slope),
     "selu": (lambda x: elu(x, SELU_SCALE, SELU_ALPHA), lambda x: elu_slope(x, SELU_SCALE, SELU_ALPHA)),
     "gelu": (lambda x: x * ndtr(x), lambda x: ndtr(x) + x * np.exp(-(x**2) / 2) / np.sqrt(2 * np.pi)),

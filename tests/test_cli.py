@@ -92,8 +92,8 @@ def test_choices_and_topics_are_those_of_the_rooms():
 @pytest.mark.parametrize(
     ("line", "parts"),
     [
-        ("", ["train, show, data, list"]),
-        ("trian", ["trian", "did you mean 'train'", "allowed: train, show, data, list"]),
+        ("", ["train, predict, show, data, list"]),
+        ("trian", ["trian", "did you mean 'train'", "allowed: train, predict, show, data, list"]),
         ("data lst", ["did you mean 'list'", "allowed: prepare, list"]),
         ("data prepare", ["NAME"]),
         ("data prepare digit", ["unknown data set 'digit'", "did you mean 'digits'"]),

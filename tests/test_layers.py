@@ -15,7 +15,7 @@ TOP = Path(vgjax.__file__).parent
 FLOORS = [  # from the bottom to the top; a room may import its own floor and those below
     "names config environment stopping layers",
     "settings activations initializers cadence",
-    "data model optim stats theory ensemble",
+    "data model optim stats theory profiles ensemble",
     "families",
     "checks batches history parallel",
     "checkpoint records",
@@ -32,10 +32,10 @@ FLOOR = {room: i for i, rooms in enumerate(FLOORS) for room in rooms.split()}
 ROOMS = sorted(path.stem for path in TOP.glob("*.py") if path.stem != "__init__")
 APART = {  # measurement and prediction meet in analysis alone
     room: {"train", "model", "stats", "loop", "optim", "batches", "history", "parallel", "data"}
-    for room in ("theory", "ensemble")
+    for room in ("theory", "profiles", "ensemble")
 }
 MEASURING = ("train", "loop", "model", "stats", "batches", "history", "parallel", "folder", "records", "checkpoint")
-APART |= {room: {"theory", "ensemble"} for room in MEASURING}
+APART |= {room: {"theory", "profiles", "ensemble"} for room in MEASURING}
 HEAVY = {"tensorflow", "tensorflow_datasets", "matplotlib", "clu"}
 
 

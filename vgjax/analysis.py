@@ -9,7 +9,7 @@ import numpy as np
 import xarray as xr
 from scipy import stats as scipy_stats
 
-from vgjax import batches, theory
+from vgjax import batches, profiles
 from vgjax.config import Config, Hypers
 from vgjax.data import Dataset
 from vgjax.ensemble import draw_networks
@@ -126,12 +126,12 @@ def infinite_width(config: Config, hypers: Hypers, dataset: Dataset) -> xr.Datas
     train, _ = batches.arrays(dataset, config)
     inputs, _, shift, scale = map(np.asarray, train)
     widths = (inputs.shape[1], *config.hidden, dataset.classes)
-    variances = theory.layer_variances(widths, config.initializer, config.output_initializer or None, hypers.sigma_w)
+    variances = profiles.layer_variances(widths, config.initializer, config.output_initializer or None, hypers.sigma_w)
     q = growth = np.full(len(variances), np.nan)
     if config.norm == "none" and config.branch == "plain":
         square = float(np.mean(np.square((inputs[:10_000].astype(np.float64) - shift) * scale)))
         sigma_b = hypers.sigma_b if config.bias else 0.0
-        q, growth = theory.length_profile(square, config.activation, variances, sigma_b)
+        q, growth = profiles.length_profile(square, config.activation, variances, sigma_b)
     columns = {"fan_in": widths[:-1], "fan_out": widths[1:], "sigma_w2": variances, "q": q, "chi1": growth}
     names = [f"layer_{i}" for i in range(1, len(widths))]
     return xr.Dataset({name: ("layer", np.asarray(column)) for name, column in columns.items()}, {"layer": names})
@@ -271,7 +271,7 @@ def closed_form(config: Config, data: Dataset, n_batches: int = 4) -> np.ndarray
     squares = []
     for _ in range(n_batches):
         batch = rng.choice(len(labels), config.batch_size // config.replicas, replace=False)
-        rms = theory.predicted_weight_gradient_rms(
+        rms = profiles.predicted_profile(
             (inputs[batch].astype(np.float64) - shift) * scale,
             labels[batch],
             widths,
@@ -279,6 +279,6 @@ def closed_form(config: Config, data: Dataset, n_batches: int = 4) -> np.ndarray
             config.initializer,
             config.output_initializer,
             reduction=config.reduction,
-        )
+        ).gradient_rms
         squares.append(rms**2)
     return np.sqrt(np.mean(squares, axis=0))

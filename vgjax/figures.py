@@ -55,6 +55,11 @@ def theory_line(axes: Axes, x: ArrayLike, y: ArrayLike, which: int, label: str |
     axes.plot(x, y, linestyle="--", linewidth=1.1, color=f"C{which}", label=label)
 
 
+def theory_band(axes: Axes, x: ArrayLike, low: ArrayLike, high: ArrayLike, label: str | None = None) -> None:
+    """Where theory expects the middle 95 % of single networks: grey, below everything."""
+    axes.fill_between(x, low, high, color="0.85", linewidth=0, zorder=0, label=label)
+
+
 def published_points(axes: Axes, x: ArrayLike, y: ArrayLike, which: int, label: str | None = None) -> None:
     """Published values: large hollow points in black rims, above everything."""
     axes.plot(

@@ -15,6 +15,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
+from vgjax.analysis import departure
 from vgjax.model import ModuleRow
 
 if TYPE_CHECKING:
@@ -146,10 +147,18 @@ def print_signals(rows: Mapping[str, xr.Dataset]) -> None:
                 f"{int(start['step'])}; predicted {_predicted_decay(row)}{where}"
             )
         counts = ", ".join(
-            f"{int(inside.sel(signal=name).sum())} of {inside.sizes['layer']} layers {name.removesuffix('_rms')}"
+            f"{int(inside.sel(signal=name).sum())} of {inside.sizes['layer']} layers {_short(name)}"
             for name in inside["signal"].values
         )
         print(f"theory      inside its 95 % band at step {int(start['step'])}: {counts}{where}")
+        if row.sizes["record"] > 1:
+            far = departure(row).isel(record=-1)
+            parts = [f"{_short(name)} {float(far.sel(signal=name)):.2g}" for name in far["signal"].values]
+            print(f"departure   decades from its median at step {int(far['step'])}: {', '.join(parts)}{where}")
+
+
+def _short(signal: str) -> str:
+    return signal.removesuffix("_rms")
 
 
 def _predicted_decay(band: xr.Dataset) -> str:
