@@ -160,7 +160,7 @@ PAIRS: tuple[tuple[Bench, Bench], ...] = (
     ),
     (
         Bench(net(64, 6, "leaky_relu", IRIS, initializer="orthogonal(1.414)", optimizer="nesterov"), plain(0.02)),
-        Bench(net(48, 5, "elu", initializer="lsuv"), plain(0.01)),
+        Bench(net(48, 5, "elu", initializer="glorot_normal"), plain(0.01)),
     ),
     (
         Bench(net(64, 8, "tanh", branch="residual"), plain(0.01, sigma_w=0.5)),

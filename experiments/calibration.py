@@ -101,6 +101,7 @@ class Options:
 def main() -> int:
     """Run, print the confusion matrix, write the rows."""
     options = tyro.cli(Options, prog="python -m experiments.calibration")
+    os.environ.setdefault("JAX_NUM_CPU_DEVICES", "1")  # a process a core
     _prepare_jax(smoke=True)  # its programs run for milliseconds
     from vgjax.environment import environment
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import importlib
+import shutil
 import sys
+import textwrap
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
@@ -197,16 +199,20 @@ def _layer_rms(history: xr.Dataset, record: int) -> np.ndarray:
 
 
 def print_diagnosis(diagnosis: Diagnosis, path: Path) -> None:
-    """The findings, a paragraph each, and where they are written."""
+    """The findings, a paragraph each, and where they are written; piped, their lines are not broken."""
     several = len({tuple(finding.hypers.values()) for finding in diagnosis.findings}) > 1
+    width = shutil.get_terminal_size().columns if sys.stdout.isatty() else sys.maxsize
     for finding in diagnosis.findings:
         where = ", ".join(finding.layers) if len(finding.layers) < 4 else f"{finding.layers[0]} … {finding.layers[-1]}"
-        when = {0: "", 1: f" — step {finding.steps[0]}" if finding.steps else ""}.get(len(finding.steps))
-        when = f" — steps {finding.steps[0]} … {finding.steps[-1]}" if when is None else when
+        steps = " … ".join(map(str, dict.fromkeys(finding.steps[:1] + finding.steps[-1:])))
+        when = f" — step{'s' if len(finding.steps) > 1 else ''} {steps}" if steps else ""
         print(f"{finding.severity}: {finding.rule.replace('_', ' ')} — {where}{when}")
-        if several:
-            print("  with   " + ", ".join(f"{name} {value:g}" for name, value in finding.hypers.items()))
-        print(f"  seen   {finding.evidence}\n  cause  {finding.cause}\n  try    {finding.advice}\n")
+        hypers = ", ".join(f"{name} {value:g}" for name, value in finding.hypers.items()) if several else ""
+        said = {"with": hypers, "seen": finding.evidence, "cause": finding.cause, "try": finding.advice}
+        for name, text in said.items():
+            if text:
+                print(textwrap.fill(text, width, initial_indent=f"  {name:<7}", subsequent_indent=" " * 9))
+        print()
     if not diagnosis.findings:
         print("nothing found")
     for rule, reason in diagnosis.unchecked.items():

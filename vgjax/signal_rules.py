@@ -149,7 +149,7 @@ def vanishing(case: Case) -> Finding | None:
     logs = case.history[case.profile].isel(record=onset).median("lane").astype(np.float64)
     below = logs.sel(layer=case.level) - logs.sel(layer=case.level[-1])
     layers = [name for name in case.level if float(below.sel(layer=name)) < -1] or case.level[:1]
-    named = "; ".join(f"{name} {part:+.1f}" for name, part in parts.items())
+    named = "; ".join(f"{name} {round(part, 1) + 0.0:+.1f}" for name, part in parts.items())
     return case.found(
         "vanishing",
         shows,
