@@ -80,7 +80,7 @@ def test_wide_networks_tend_to_the_closed_form(name, reduction):
     exact = profiles.predicted_profile(
         x[0], labels[0], widths, name, config.initializer, config.output_initializer, sigma_b=0.3, reduction=reduction
     )
-    for rms, wanted in zip(drawn, exact, strict=True):
+    for rms, wanted in zip(drawn[:3], exact, strict=True):
         squares = rms**2 / wanted**2
         errors = squares.std(0, ddof=1) / np.sqrt(40)
         assert (errors < 0.15).all() and (np.abs(squares.mean(0) - 1) < 4 * errors + 1e-5).all()

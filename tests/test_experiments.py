@@ -165,3 +165,27 @@ def test_published_number_goes_before_the_predicted_and_is_dropped_without_data(
     stand_in = row("e", "q", "s", measured, Within(factor=2), published=10.0, predicted=1.0, has_data=False)
     assert stand_in.verdict == "reproduced" and stand_in.published is None
     assert row("e", "q", "s", measured, Within(factor=2), published=10.0, has_data=False).verdict == "no data"
+
+
+def test_calibration_smoke_run(tmp_path: Path) -> None:
+    """Its rows say what was built in and what was found, half by half, and with what that was made."""
+    command = [sys.executable, "-m", "experiments.calibration", "--smoke", "--out", str(tmp_path / "calibration.json")]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr[-2000:]
+    content = json.loads((tmp_path / "calibration.json").read_text())
+    assert {row["half"] for row in content["rows"]} == {"building", "trial"} == set(content["summary"])
+    assert all(row["right"] == (row["label"] == row["found"]) for row in content["rows"])
+    assert sum(map(sum, (c.values() for c in content["summary"]["trial"]["confusion"].values()))) == sum(
+        row["half"] == "trial" for row in content["rows"]
+    )
+    assert {"versions", "commit", "date", "seconds", "seeds"} <= set(content["environment"])
+
+
+def test_calibration_has_enough_runs_of_every_label() -> None:
+    """In each half: fifty healthy ones, six of every fault."""
+    from experiments.benches import BENCHES, LABELS
+
+    for half in (0, 1):
+        labels = [label for bench in BENCHES[half::2] for label, _ in bench.lanes]
+        assert set(labels) == set(LABELS) and labels.count("healthy") >= 50
+        assert min(labels.count(label) for label in LABELS) >= 6

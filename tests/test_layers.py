@@ -23,7 +23,9 @@ FLOORS = [  # from the bottom to the top; a room may import its own floor and th
     "divergence",
     "loop",
     "sweep",
-    "analysis draws trials verdicts clinic diagnose figures report",
+    "analysis case draws",
+    "trials verdicts signal_rules step_rules figures report",
+    "clinic diagnosis",
     "cli show __main__",
 ]
 FLOOR = {room: i for i, rooms in enumerate(FLOORS) for room in rooms.split()}

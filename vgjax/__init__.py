@@ -10,6 +10,7 @@ __version__ = "0.1.0"
 if TYPE_CHECKING:
     from vgjax.config import Config, Hypers
     from vgjax.data import Dataset
+    from vgjax.diagnosis import diagnose
     from vgjax.history import load
     from vgjax.loop import Result, run
     from vgjax.watching import histograms, scalars, watch, watched
@@ -22,6 +23,7 @@ _HOMES = {
     "Result": "vgjax.loop",
     "run": "vgjax.loop",
     "load": "vgjax.history",
+    "diagnose": "vgjax.diagnosis",
     "watch": "vgjax.watching",
     "watched": "vgjax.watching",
     "scalars": "vgjax.watching",
@@ -34,6 +36,7 @@ __all__ = [
     "Hypers",
     "Result",
     "__version__",
+    "diagnose",
     "histograms",
     "load",
     "run",

@@ -13,6 +13,8 @@ from vgjax.names import Entry, resolve
 
 Activation = Callable[[jax.Array], jax.Array]
 
+SATURATED_SLOPE = 0.1  # a unit is saturated where its slope is at most this share of the activation's steepest
+
 
 def linear(x: jax.Array) -> jax.Array:
     """φ(x) = x."""

@@ -112,7 +112,8 @@ def prediction(
     x = (inputs[rows].astype(np.float64) - shift) * scale
     draws = draw_networks(config, hypers, x, labels[rows], dataset.classes, batch_size)
     names = [f"layer_{i}" for i in range(1, len(config.hidden) + 2)]
-    columns = {name: (("draw", "layer"), values) for name, values in draws._asdict().items()}
+    signals = ("activation_rms", "delta_rms", "gradient_rms")
+    columns = {name: (("draw", "layer"), getattr(draws, name)) for name in signals}
     return xr.Dataset(columns, {"layer": names})
 
 

@@ -1,4 +1,4 @@
-"""The command `vgjax`: train, predict, show, data, clinic, list. Results go to stdout, progress and errors to stderr.
+"""The command `vgjax`: one class a subcommand. Results go to stdout, progress and errors to stderr.
 
 Rooms that need JAX are imported by the command that needs them, so that `--help` does not wait for it.
 """
@@ -179,6 +179,36 @@ class Show:
 
 
 @dataclass(frozen=True)
+class Diagnose:
+    """Say what is wrong with a run's network, with evidence, cause and what to try; and write diagnosis.json to it."""
+
+    folder: Annotated[Positional[Path], arg(metavar="RUN")]
+    """Folder of the run, finished or not."""
+    json: FlagCreatePairsOff[bool] = False
+    """Print the findings as JSON."""
+    fail_on: Literal["serious", "warning", "never"] = "never"
+    """End with status 1 where there is a finding as serious as this, or more."""
+    data_dir: Folder = None
+    """Where prepared data lie; default: VGJAX_DATA_DIR, TFDS_DATA_DIR or the user's cache [folder]."""
+
+    def run(self) -> None:
+        """Diagnose, print and write."""
+        from vgjax.diagnosis import SEVERITIES, diagnose, write
+        from vgjax.history import load
+        from vgjax.show import print_diagnosis
+
+        diagnosis = diagnose(load(self.folder), data_dir=self.data_dir)
+        path = write(diagnosis, self.folder)
+        if self.json:
+            print(diagnosis.as_json(), end="")
+        else:
+            print_diagnosis(diagnosis, path)
+        severe = {"serious": SEVERITIES[:1], "warning": SEVERITIES, "never": ()}[self.fail_on]
+        if any(finding.severity in severe for finding in diagnosis.findings):
+            raise SystemExit(FAILED)
+
+
+@dataclass(frozen=True)
 class Prepare:
     """Download or read a data set, and keep it as plain arrays."""
 
@@ -276,6 +306,8 @@ class List:
 def main(argv: Sequence[str] | None = None) -> int:
     """The command; its exit status is 0, 2 for bad input (said in one line) or 130 when it was interrupted.
 
+    And 1, where `diagnose` was to fail on a finding and there is one.
+
     Args:
       argv: the arguments; None: the process's own.
     """
@@ -285,7 +317,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         parse(list(sys.argv[1:] if argv is None else argv)).run()
         sys.stdout.flush()
         return 0
-    except SystemExit as done:  # tyro has printed --help
+    except SystemExit as done:  # tyro has printed --help, or there is a finding
         return int(done.code or 0)
     except KeyboardInterrupt as stop:
         return _say(next(iter(stop.args), "stopped"), STOPPED)
@@ -321,6 +353,7 @@ def parse(argv: list[str]) -> Any:
         Annotated[Train, subcommand("train", default=Train(config=found.config, hypers=found.hypers[0], seeds=seeds))],
         Annotated[Predict, subcommand("predict", default=Predict(config=found.config, hypers=found.hypers[0]))],
         Annotated[Show, subcommand("show", default=Show(config=found.config))],
+        Annotated[Diagnose, subcommand("diagnose")],
         Annotated[Data, subcommand("data")],
         Annotated[Clinic, subcommand("clinic")],
         Annotated[List, subcommand("list")],

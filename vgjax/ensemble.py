@@ -18,7 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 from scipy.special import softmax
 
-from vgjax.activations import activation
+from vgjax.activations import SATURATED_SLOPE, activation, steepest_slope
 from vgjax.config import Config, Hypers, Named
 from vgjax.initializers import is_data_dependent, weight_variance
 
@@ -30,11 +30,13 @@ Array = np.ndarray
 
 
 class Draws(NamedTuple):
-    """Root mean squares over a batch, a row a network and a column a layer, [draws, L]."""
+    """Root mean squares over a batch, and shares of units, a row a network and a column a layer, [draws, L]."""
 
     activation_rms: Array  # of what the layer hands on; of the last layer, the logits
     delta_rms: Array  # of δ = ∂loss/∂z
     gradient_rms: Array  # of ∂loss/∂W
+    dead_fraction: Array  # units whose slope is 0 on every example
+    saturated_fraction: Array  # units and examples with |φ′| ≤ SATURATED_SLOPE · sup|φ′|
 
 
 class _Norm(NamedTuple):
@@ -84,7 +86,8 @@ def draw_networks(
         is_label = np.arange(classes)[:, None] == np.asarray(labels)[rows, None, :]
         delta = softmax(outputs[-1], axis=1) - is_label
         delta_rms, gradient_rms = _backward(delta, layers, batch_size, config.reduction, rng)
-        parts.append(Draws(np.stack([_rms(x) for x in outputs], axis=1), delta_rms, gradient_rms))
+        signal = np.stack([_rms(x) for x in outputs], axis=1)
+        parts.append(Draws(signal, delta_rms, gradient_rms, *_shares(layers, steepest_slope(config.activation))))
     return Draws(*map(np.concatenate, zip(*parts, strict=True)))
 
 
@@ -148,6 +151,15 @@ def _backward(
             below = _through(layer.norms.get("layer_inputs"), layer.weight_std * below)
             g = below if layer.alpha is None else below + g
     return np.stack(deltas, axis=1), np.stack(gradients, axis=1)
+
+
+def _shares(layers: list[_Layer], steepest: float) -> tuple[Array, Array]:
+    """Dead units and saturated ones; none in the last layer."""
+    flat = [np.abs(layer.slope) for layer in layers[:-1]]
+    dead = [np.mean(np.all(slope == 0, axis=-1), axis=-1) for slope in flat]
+    saturated = [np.mean(slope <= SATURATED_SLOPE * steepest, axis=(-2, -1)) for slope in flat]
+    none = np.zeros(len(layers[-1].inputs))
+    return np.stack([*dead, none], axis=1), np.stack([*saturated, none], axis=1)
 
 
 def _gradient_rms(inputs: Array, delta: Array, batch_size: int) -> Array:

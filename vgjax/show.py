@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import importlib
+import shutil
 import sys
+import textwrap
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import xarray as xr
@@ -18,6 +20,9 @@ from rich.table import Table
 
 from vgjax.analysis import departure
 from vgjax.model import ModuleRow
+
+if TYPE_CHECKING:
+    from vgjax.diagnosis import Diagnosis
 
 WIDTH_OF_A_PIPE = 200
 SECONDS_OF_SPEED = 3600.0
@@ -218,6 +223,28 @@ def working() -> Iterator[Callable[[str], None]]:
     """A line on stderr that says what is going on, while it does; off a terminal, nothing."""
     with Console(stderr=True).status("") as status:
         yield status.update
+
+
+def print_diagnosis(diagnosis: Diagnosis, path: Path) -> None:
+    """The findings, a paragraph each, and where they are written; piped, their lines are not broken."""
+    several = len({tuple(finding.hypers.values()) for finding in diagnosis.findings}) > 1
+    width = shutil.get_terminal_size().columns if sys.stdout.isatty() else sys.maxsize
+    for finding in diagnosis.findings:
+        where = ", ".join(finding.layers) if len(finding.layers) < 4 else f"{finding.layers[0]} … {finding.layers[-1]}"
+        steps = " … ".join(map(str, dict.fromkeys(finding.steps[:1] + finding.steps[-1:])))
+        when = f" — step{'s' if len(finding.steps) > 1 else ''} {steps}" if steps else ""
+        print(f"{finding.severity}: {finding.rule.replace('_', ' ')} — {where}{when}")
+        hypers = ", ".join(f"{name} {value:g}" for name, value in finding.hypers.items()) if several else ""
+        said = {"with": hypers, "seen": finding.evidence, "cause": finding.cause, "try": finding.advice}
+        for name, text in said.items():
+            if text:
+                print(textwrap.fill(text, width, initial_indent=f"  {name:<7}", subsequent_indent=" " * 9))
+        print()
+    if not diagnosis.findings:
+        print("nothing found")
+    for rule, reason in diagnosis.unchecked.items():
+        print(f"unchecked   {rule.replace('_', ' ')}: {reason}")
+    print(f"diagnosis   {path}")
 
 
 class ProgressBar:

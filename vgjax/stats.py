@@ -14,13 +14,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from vgjax.activations import SATURATED_SLOPE
 from vgjax.layers import Group, weight_groups
 
 ZERO_BIN = 256
 NAN_BIN = 513
 N_BINS = 514
 SAFE_SQUARES = (1e-24, 1e37)  # a sum of squares in here has lost nothing to underflow or overflow
-SATURATED_SLOPE = 0.1  # a unit is saturated where its slope is at most this share of the activation's steepest
 LARGEST_LOST = {"float16": 0x33000000, "bfloat16": 0x00008000}  # bits of 2⁻²⁵ and 2⁻¹³⁴: all up to there round to zero
 
 Statistics = dict[str, jax.Array]
