@@ -216,10 +216,11 @@ def _at_hand(config: Config, data_dir: str | Path | None) -> Dataset | None:
 
 
 def _inputs(config: Config, data: Dataset, n: int) -> np.ndarray:
-    """The first examples as the network sees them, scaled to RMS 1."""
+    """Examples from all over the data, which may be sorted, as the network sees them, scaled to RMS 1."""
     train, _ = batches.arrays(data, replace(config, batch_size=1, replicas=1, holdout=0))
     inputs, _, shift, scale = map(np.asarray, train)
-    x = (inputs[:n].astype(np.float64) - shift) * scale
+    rows = np.linspace(0, len(inputs) - 1, n).astype(int)
+    x = (inputs[rows].astype(np.float64) - shift) * scale
     rms = np.sqrt(np.mean(np.square(x)))
     return x / (rms if rms > 0 else 1.0)
 
