@@ -5,6 +5,7 @@ Measurements are points joined by lines, with a band for their spread; theory is
 
 from __future__ import annotations
 
+import io
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ParamSpec, TypeVar
@@ -228,6 +229,14 @@ def standings(accuracy: dict[str, dict[str, Any]], first: str) -> Figure:
             tick.set_fontweight("bold" if name == first else "normal")
         axes.set(title=title, xlabel="validation accuracy", xlim=(0, 1))
     return figure
+
+
+def as_png(figure: Figure) -> bytes:
+    """The picture itself; in the style, whose colours are looked up when it is drawn."""
+    picture = io.BytesIO()
+    with mpl.rc_context(fname=str(STYLE)):
+        figure.savefig(picture, format="png")
+    return picture.getvalue()
 
 
 def save(figure: Figure, path: Path) -> None:

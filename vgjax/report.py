@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import io
 import math
 import os
 from collections.abc import Mapping, Sequence
@@ -56,9 +55,9 @@ def write_html(path: Path, template: str, **values: Any) -> Path:
 
 def _inline(figure: Any) -> str:
     """A figure as the URL of a picture."""
-    picture = io.BytesIO()
-    figure.savefig(picture, format="png", dpi=160)
-    return f"data:image/png;base64,{base64.b64encode(picture.getvalue()).decode()}"
+    from vgjax.figures import as_png
+
+    return f"data:image/png;base64,{base64.b64encode(as_png(figure)).decode()}"
 
 
 def number(x: float | None) -> str:
