@@ -339,7 +339,7 @@ def main() -> int:
     made = environment() | {"peers": versions, "load": os.getloadavg(), "processor": _processor()}
     made |= {
         "seconds": round(time.monotonic() - begun, 1),
-        "options": dataclasses.asdict(options) | {"out": str(options.out)},
+        "options": dataclasses.asdict(options) | {"out": options.out.name},
     }
     content = {
         "rows": rows,

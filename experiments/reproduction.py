@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import shutil
 from collections.abc import Sequence
@@ -17,6 +16,7 @@ from experiments.options import Options
 from vgjax.analysis import Estimate
 from vgjax.config import Config
 from vgjax.data import Dataset, DataUnavailable, load
+from vgjax.report import as_json
 
 Verdict = Literal["reproduced", "differs", "no data"]
 
@@ -154,13 +154,5 @@ def head(data: Dataset, n_train: int, n_test: int) -> Dataset:
 
 def write_json(path: Path, rows: Sequence[Row], environment: dict[str, Any]) -> None:
     """`reproduction.json`: the rows, and with what they were made. What is not a number is null."""
-    content = {"rows": [_plain(asdict(row)) for row in rows], "environment": environment}
-    path.write_text(json.dumps(content, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _plain(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_plain(item) for item in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
+    content = {"rows": [asdict(row) for row in rows], "environment": environment}
+    path.write_text(as_json(content, indent=1) + "\n")

@@ -26,7 +26,9 @@ FLOORS = [  # from the bottom to the top; a room may import its own floor and th
     "analysis case draws",
     "trials verdicts signal_rules step_rules figures report",
     "clinic diagnosis",
-    "cli show __main__",
+    "show",
+    "commands",
+    "cli __main__",
 ]
 FLOOR = {room: i for i, rooms in enumerate(FLOORS) for room in rooms.split()}
 ROOMS = sorted(path.stem for path in TOP.glob("*.py") if path.stem != "__init__")

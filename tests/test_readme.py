@@ -44,7 +44,8 @@ def test_initializer_in_the_readme_trains(tmp_path: Path, monkeypatch: pytest.Mo
 
 def test_clinic_commands_in_the_readme_are_understood() -> None:
     """Every line with the clinic parses."""
-    from vgjax.cli import Clinic, parse
+    from vgjax.cli import parse
+    from vgjax.commands import Clinic
 
     lines = re.findall(r"^\.venv/bin/vgjax (clinic [^#\n]+)", PAGES[0].read_text(), re.M)
     assert len(lines) == 3 and all(isinstance(parse(line.split()), Clinic) for line in lines)

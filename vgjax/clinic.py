@@ -7,7 +7,6 @@ take beside the built-in ones. An activation gets its critical line.
 
 from __future__ import annotations
 
-import json
 import math
 import os
 from collections.abc import Callable, Sequence
@@ -31,7 +30,7 @@ from vgjax.draws import SHAPES, Draws, Spectrum
 from vgjax.environment import environment
 from vgjax.initializers import INITIALIZERS, Initializer
 from vgjax.names import text_of
-from vgjax.report import write_html
+from vgjax.report import as_json, write_html
 from vgjax.trials import N_SEEDS, Phase, Place
 from vgjax.verdicts import Verdict
 
@@ -286,25 +285,10 @@ def write(report: Report, folder: Path) -> Path:
     made = environment()
     pictures = [(one.sentence, one.draw()) for one in report.pictures]
     content = {"name": report.name, "sentence": report.sentence, "verdicts": [v._asdict() for v in report.verdicts]}
-    text = json.dumps(_plain(content | report.numbers | {"environment": made}), ensure_ascii=False, allow_nan=False)
+    text = as_json(content | report.numbers | {"environment": made})
     folder.mkdir(parents=True, exist_ok=True)
     page = write_html(folder / "clinic.html", "clinic.html", report=report, pictures=pictures, environment=made)
     temporary = folder / "clinic.json.tmp"
     temporary.write_text(text + "\n")
     os.replace(temporary, folder / "clinic.json")
     return page
-
-
-def _plain(value: Any) -> Any:
-    """For JSON: named fields as objects, arrays as lists, what is not a number as null."""
-    if isinstance(value, xr.Dataset):
-        return {name: _plain(variable.values) for name, variable in value.variables.items()}
-    if hasattr(value, "_asdict"):
-        value = value._asdict()
-    if isinstance(value, dict):
-        return {str(key): _plain(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_plain(item) for item in value]
-    if isinstance(value, np.ndarray | np.generic):
-        return _plain(value.tolist())
-    return None if isinstance(value, float) and not math.isfinite(value) else value

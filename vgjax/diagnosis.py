@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import math
 import os
 from collections.abc import Callable, Iterator
@@ -16,11 +15,12 @@ import numpy as np
 import xarray as xr
 
 from vgjax import batches, signal_rules, step_rules, theory
+from vgjax.analysis import run_of
 from vgjax.case import Case, Finding, Reference, number
 from vgjax.config import Config, Hypers
 from vgjax.data import EMBEDDED, Dataset, default_data_dir, load
 from vgjax.ensemble import draw_networks
-from vgjax.settings import settings_from
+from vgjax.report import as_json
 
 N_DRAWS = 32
 MOST_EXAMPLES = 64
@@ -61,7 +61,7 @@ class Diagnosis:
 
     def as_json(self) -> str:
         """Plain JSON; what is not a number is null."""
-        return json.dumps(_plain(dataclasses.asdict(self)), indent=1, ensure_ascii=False, allow_nan=False) + "\n"
+        return as_json(dataclasses.asdict(self), indent=1) + "\n"
 
     def worst(self) -> str:
         """The severity of the most serious finding, or "none"."""
@@ -89,9 +89,7 @@ def diagnose(history: xr.Dataset, dataset: Dataset | None = None, data_dir: str 
       >>> [finding.rule for finding in diagnose(vgjax.run(config).history).findings]
       ['vanishing']
     """
-    if "run" not in history.attrs:
-        raise ValueError("the history does not say which run it is; allowed: one made by this version of vgjax")
-    config = settings_from(json.loads(history.attrs["run"])).config
+    config = run_of(history).config
     unchecked = dict(_unchecked(history, config))
     rules = {name: rule for name, rule in RULES.items() if name not in unchecked}
     try:
@@ -223,11 +221,3 @@ def _inputs(config: Config, data: Dataset, n: int) -> np.ndarray:
     x = (inputs[rows].astype(np.float64) - shift) * scale
     rms = np.sqrt(np.mean(np.square(x)))
     return x / (rms if rms > 0 else 1.0)
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _plain(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_plain(item) for item in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value

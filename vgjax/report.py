@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import json
 import math
 import os
 from collections.abc import Mapping, Sequence
@@ -10,6 +11,8 @@ from pathlib import Path
 from typing import Any
 
 import jinja2
+import numpy as np
+import xarray as xr
 
 
 def write_page(path: Path, sections: Sequence[Any], figures: Path, environment: Mapping[str, Any]) -> Path:
@@ -74,6 +77,29 @@ def number(x: float | None) -> str:
         return f"{x:.4g}"
     mantissa, exponent = f"{x:.2e}".split("e")
     return f"{mantissa}·10{str(int(exponent)).translate(str.maketrans('-0123456789', '⁻⁰¹²³⁴⁵⁶⁷⁸⁹'))}"
+
+
+def as_json(content: Any, **layout: Any) -> str:
+    """JSON: named fields as objects, arrays as lists, what is not a number as null.
+
+    >>> as_json({"a": (1, float("nan"))})
+    '{"a": [1, null]}'
+    """
+    return json.dumps(_plain(content), ensure_ascii=False, allow_nan=False, **layout)
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, xr.Dataset):
+        return {name: _plain(variable.values) for name, variable in value.variables.items()}
+    if hasattr(value, "_asdict"):
+        value = value._asdict()
+    if isinstance(value, Mapping):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    if isinstance(value, np.ndarray | np.generic):
+        return _plain(value.tolist())
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _count(sections: Sequence[Any]) -> dict[str, int]:
