@@ -78,7 +78,7 @@ def test_the_first_page_shows_ten_charts(page, address):
         if "loss" in title.partition("/")[2]:
             playwright.expect(chart).to_contain_text("NaN")
     groups = page.locator("metrics-card-groups .group-toolbar").all_inner_texts()
-    assert [re.match("[a-z_]+", group)[0] for group in groups][:3] == [*FIRST_PAGE, "gradient"]
+    assert [re.match("[a-z_]+", group)[0] for group in groups][:3] == [*FIRST_PAGE, "activation"]
     runs = page.locator("runs-data-table").inner_text()
     assert "lane_000_seed_0" in runs and "lane_001_seed_0/layer_3" in runs
 

@@ -84,8 +84,8 @@ def predict(name):
     for _ in range(LAYERS - 1):
         c.append(theory.correlation_map(c[-1], q[-1], sigma_w2, sigma_b2, name))
         q.append(theory.length_map(q[-1], sigma_w2, sigma_b2, name))
-    profiles = [profiles.pair_profile(TRIPLE, name, [s] * LAYERS, sigma_b2**0.5).preactivation for s in sigma_w2]
-    unequal = np.transpose([p[:, 0, 2] / np.sqrt(p[:, 0, 0] * p[:, 2, 2]) for p in profiles])
+    found = [profiles.pair_profile(TRIPLE, name, [s] * LAYERS, sigma_b2**0.5).preactivation for s in sigma_w2]
+    unequal = np.transpose([p[:, 0, 2] / np.sqrt(p[:, 0, 0] * p[:, 2, 2]) for p in found])
     chi1 = [theory.chi1(length, sigma_w2, name) for length in q[:-1]]
     return dict(zip(COMPARED, map(np.array, (q, c, unequal, chi1)), strict=True))
 
