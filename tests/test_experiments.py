@@ -150,7 +150,8 @@ def test_runs_are_replaced_once_the_data_are_there_or_resumed(tmp_path: Path) ->
     earlier = tmp_path / "runs" / "mxnet_mnist" / "precious"
     earlier.mkdir(parents=True)
     command = [sys.executable, "-m", "experiments", "mxnet_mnist", "--out", str(tmp_path)]
-    done = subprocess.run([*command, "--manual-dir", str(tmp_path / "no")], capture_output=True, text=True, timeout=120)
+    nowhere = ["--data-dir", str(tmp_path / "nothing prepared"), "--manual-dir", str(tmp_path / "no")]
+    done = subprocess.run([*command, *nowhere], capture_output=True, text=True, timeout=120)
     assert done.returncode == 2 and earlier.is_dir()
     assert len(done.stderr.strip().splitlines()) == 2  # the experiment's name, and the error
     assert runs_folder(Options(out=tmp_path, resume=True), "mxnet_mnist") and earlier.is_dir()
