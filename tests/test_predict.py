@@ -69,6 +69,16 @@ def test_a_run_ends_with_its_theory(capsys):
     assert Path("run/signal.svg").stat().st_size > 10_000
 
 
+@pytest.mark.parametrize("sigma_w", ["1e3", "1e38"])
+def test_a_run_that_explodes_ends_in_order(capsys, sigma_w):
+    """Without a warning; what left the finite numbers is said to have."""
+    network = ["--dataset", "iris", "--hidden", *["20"] * 13, "--batch-size", "30"]
+    train = ["train", *network, "--epochs", "2", "--sigma-w", sigma_w]
+    assert main([*train, "--tensorboard", "none", "--out", "run"]) == 0
+    out = capsys.readouterr().out
+    assert "diverged" in out and "not finite" in out and Path("run/signal.png").exists()
+
+
 def test_a_run_without_signals_ends_without(capsys):
     train = ["train", *NETWORK, "--steps", "2", "--record", "weights", "--tensorboard", "none", "--out", "run"]
     assert main(train) == 0

@@ -225,7 +225,8 @@ def departure(side_by_side: xr.Dataset) -> xr.DataArray:
     Returns:
       [signal, record].
     """
-    decades = xr.ufuncs.log10(side_by_side["measured"] / side_by_side["predicted"])
+    with np.errstate(divide="ignore", invalid="ignore"):
+        decades = xr.ufuncs.log10(side_by_side["measured"] / side_by_side["predicted"])
     return (decades**2).mean("layer", skipna=False) ** 0.5
 
 

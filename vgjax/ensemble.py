@@ -75,7 +75,20 @@ def draw_networks(
     Returns:
       [draws, L] each, in the units of the statistics that a run records.
     """
-    rng = np.random.default_rng(seed)
+    with np.errstate(over="ignore", invalid="ignore", divide="ignore"):  # what leaves float64 comes out as inf or NaN
+        return _draw_all(config, hypers, inputs, labels, classes, batch_size, np.random.default_rng(seed))
+
+
+def _draw_all(
+    config: Config,
+    hypers: Hypers,
+    inputs: Array,
+    labels: Array,
+    classes: int,
+    batch_size: int,
+    rng: np.random.Generator,
+) -> Draws:
+    """As many networks at a time as fit."""
     widest = max(inputs.shape[2], *config.hidden, classes)
     together = max(1, _MOST // (widest * inputs.shape[1]))
     parts = []

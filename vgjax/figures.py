@@ -122,13 +122,14 @@ def signal(rows: Mapping[str, xr.Dataset], names: Mapping[str, str], most_steps:
         layers = [int(name.rpartition("_")[2]) for name in row["layer"].values]
         for name, axes in zip(columns, line, strict=True):
             one = row.sel(signal=name)
-            axes.fill_between(
-                layers, one["predicted_low"], one["predicted_high"], color="0.85", label="predicted, 95 %"
-            )
+            one = one.where((one > 1e-150) & (one < 1e150))  # what a logarithmic axis can hold
+            theory_band(axes, layers, one["predicted_low"], one["predicted_high"], "predicted, 95 %")
             axes.plot(layers, one["predicted"], color="0.35", linestyle="--", linewidth=1.1)
             if "measured" in one:
                 _steps(axes, layers, one, most_steps)
-            axes.set(yscale="log", xlabel="layer", title=f"{names[name]}{', ' if title else ''}{title}")
+            if any(np.isfinite(one[what]).any() for what in ("predicted", "measured") if what in one):
+                axes.set_yscale("log")
+            axes.set(xlabel="layer", title=f"{names[name]}{', ' if title else ''}{title}")
             axes.xaxis.set_major_locator(MaxNLocator(8, integer=True))
     panels_[0][-1].legend()
     return figure

@@ -157,6 +157,7 @@ def print_signals(rows: Mapping[str, xr.Dataset]) -> None:
         if row.sizes["record"] > 1:
             far = departure(row).isel(record=-1)
             parts = [f"{_short(name)} {float(far.sel(signal=name)):.2g}" for name in far["signal"].values]
+            parts = [part.replace("nan", "not finite") for part in parts]
             print(f"departure   decades from its median at step {int(far['step'])}: {', '.join(parts)}{where}")
 
 
