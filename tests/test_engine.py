@@ -13,7 +13,7 @@ import pytest
 import reference
 import small
 
-from vgjax import batches, parallel, run
+from vgjax import batches, parallel, programs, run
 from vgjax.activations import steepest_slope
 from vgjax.config import Hypers
 from vgjax.history import load
@@ -213,9 +213,9 @@ def test_slices_of_lanes(eight_lanes, lanes_a_slice, monkeypatch):
     seen = []
     slice_size = parallel._slice_size
     monkeypatch.setattr(parallel, "_slice_size", lambda n, size: seen.append(slice_size(n, size)) or seen[-1])
-    engine._chunk_program.cache_clear()
+    programs._chunk_program.cache_clear()
     sliced = run(small.CONFIG, SETTINGS, 4, dataset=small.dataset())
-    engine._chunk_program.cache_clear()
+    programs._chunk_program.cache_clear()
     assert seen == [lanes_a_slice]
     assert_same_history(sliced.history, eight_lanes.history)
 
@@ -251,21 +251,21 @@ def test_a_new_program_is_compiled_once(eight_lanes):
 
 def test_what_steps_do_not_see_shares_their_program(monkeypatch):
     """Data, scaling, holdout, length, cadence and initializers: the steps are traced once; another norm: once more."""
-    traced, steps_of_a_chunk = [], engine.run_chunk
-    monkeypatch.setattr(engine, "run_chunk", lambda *a: traced.append(a[0]) or steps_of_a_chunk(*a))
+    traced, steps_of_a_chunk = [], programs.run_chunk
+    monkeypatch.setattr(programs, "run_chunk", lambda *a: traced.append(a[0]) or steps_of_a_chunk(*a))
     data = small.dataset()
     pixels = np.clip(data.train_inputs * 40 + 100, 0, 255).astype(np.uint8)
     bytes_ = {"train_inputs": pixels, "test_inputs": pixels[:20]}
     held_out = dataclasses.replace(data, **bytes_)  # 36 to train on, 20 to validate
     split = dataclasses.replace(held_out, train_inputs=pixels[20:], train_labels=data.train_labels[20:])
-    engine._chunk_program.cache_clear()
+    programs._chunk_program.cache_clear()
     one = run(changed(holdout=20), dataset=held_out).history
     other = {"scaling": "1/256", "epochs": 9, "steps": 5, "cadence": "at(1)", "initializer": "he_normal"}
     two = run(changed(output_initializer="orthogonal", **other), seeds=[3], dataset=split).history
-    assert len(traced) == engine._chunk_program.cache_info().currsize == 1
+    assert len(traced) == programs._chunk_program.cache_info().currsize == 1
     assert one.sizes["record"] == 3 and two["step"].values.tolist() == [1] and one.sizes["evaluation"] == 3
     run(changed(norm="layer", holdout=20), dataset=held_out)
-    engine._chunk_program.cache_clear()
+    programs._chunk_program.cache_clear()
     assert len(traced) == 2
 
 

@@ -12,7 +12,7 @@ import small
 from reference import ACTIVATIONS
 from test_stats import numpy_counts
 
-from vgjax import history, loop, model
+from vgjax import history, model, programs
 from vgjax.activations import steepest_slope
 from vgjax.batches import Batch
 from vgjax.config import Config, Hypers
@@ -206,15 +206,15 @@ def test_a_stack_is_its_layers(monkeypatch, changes):
     hypers = Hypers(learning_rate=0.01, weight_decay=0.1, sigma_b=0.1, clip_threshold=0.1)
 
     def both():
-        loop._chunk_program.cache_clear()
-        loop._start_program.cache_clear()
+        programs._chunk_program.cache_clear()
+        programs._start_program.cache_clear()
         return run(config, hypers, 2, dataset=small.dataset())
 
     stacked = both()
     monkeypatch.setattr(model, "SHORTEST_STACK", 100)
     single = both()
-    loop._chunk_program.cache_clear()
-    loop._start_program.cache_clear()
+    programs._chunk_program.cache_clear()
+    programs._start_program.cache_clear()
     assert "layers_3_to_6" in stacked.variables["params"] and "layer_3" in single.variables["params"]
     assert stacked.history["layer"].values.tolist() == single.history["layer"].values.tolist()
     for name, values in single.history.isel(record=slice(0, 2)).data_vars.items():

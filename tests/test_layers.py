@@ -21,6 +21,7 @@ FLOORS = [  # from the bottom to the top; a room may import its own floor and th
     "checkpoint records",
     "folder train watching",
     "divergence",
+    "programs",
     "loop",
     "sweep",
     "analysis case draws",
@@ -36,7 +37,19 @@ APART = {  # measurement and prediction meet in analysis alone
     room: {"train", "model", "stats", "loop", "optim", "batches", "history", "parallel", "data"}
     for room in ("theory", "profiles", "ensemble")
 }
-MEASURING = ("train", "loop", "model", "stats", "batches", "history", "parallel", "folder", "records", "checkpoint")
+MEASURING = [
+    "train",
+    "programs",
+    "loop",
+    "model",
+    "stats",
+    "batches",
+    "history",
+    "parallel",
+    "folder",
+    "records",
+    "checkpoint",
+]
 APART |= {room: {"theory", "profiles", "ensemble"} for room in MEASURING}
 HEAVY = {"tensorflow", "tensorflow_datasets", "matplotlib", "clu"}
 

@@ -31,6 +31,7 @@ class View(NamedTuple):
     deltas: Any = None  # ∂loss/∂z a layer, {name: [B, units]}
     mask: jax.Array | None = None  # which examples count [B], or None for all
     examples: Any = None  # how many
+    depth: jax.Array | None = None  # hidden layers, where that is traced: the layers between them and the last are none
 
 
 @dataclass(frozen=True)
@@ -51,7 +52,11 @@ def _activations(config: Config, view: View, _: str) -> Statistics:
 
 
 def _decay(config: Config, view: View, _: str) -> Statistics:
-    return stats.decay_statistics(view.params, _slopes(config, view), groups(view.deltas), view.examples)
+    above: Any = slice(1, None)
+    if view.depth is not None:
+        n = len(config.hidden)
+        above = jnp.where(jnp.arange(n) == view.depth - 1, n, jnp.arange(1, n + 1))
+    return stats.decay_statistics(view.params, _slopes(config, view), groups(view.deltas), view.examples, above)
 
 
 def _slopes(config: Config, view: View) -> list[Group]:

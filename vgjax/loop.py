@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import bisect
-import dataclasses
-import functools
 import itertools
 import json
-import math
 from collections.abc import Callable, Sequence
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -17,22 +16,20 @@ import jax.numpy as jnp
 import numpy as np
 import xarray as xr
 
-from vgjax import batches, history, parallel
-from vgjax.batches import Arrays
+from vgjax import batches, history, parallel, programs
 from vgjax.cadence import steps_of
 from vgjax.checks import check_names
 from vgjax.config import Config, Hypers, check_hypers
 from vgjax.data import Dataset, load
-from vgjax.divergence import NOWHERE, describe, first_bad
+from vgjax.divergence import NOWHERE, describe
 from vgjax.families import kept
 from vgjax.folder import RunFolder
-from vgjax.initializers import is_data_dependent
 from vgjax.layers import weight_groups
-from vgjax.model import Variables
+from vgjax.model import Variables, is_elastic, of_depth
 from vgjax.names import text_of
 from vgjax.records import Which
 from vgjax.settings import as_plain
-from vgjax.train import Lane, Plan, Program, Shared, State, fresh_state, initial_state, run_chunk
+from vgjax.train import Lane, Plan, Program, Shared, State
 
 DEFAULTS = Hypers()
 
@@ -57,6 +54,7 @@ def run(
     hypers: Hypers | Sequence[Hypers] = DEFAULTS,
     seeds: int | Sequence[int] = 1,
     *,
+    paired: bool = False,
     dataset: Dataset | None = None,
     data_dir: str | Path | None = None,
     manual_dir: str | Path | None = None,
@@ -66,6 +64,8 @@ def run(
     tensorboard: Which = "all",
     shard: parallel.Sharding = "auto",
     devices: int | None = None,
+    lanes: int = 0,
+    deepest: int = 0,
     progress: Callable[[xr.Dataset, int], None] | None = None,
 ) -> Result:
     """Train every lane (hypers × seeds × replicas) as one compiled program.
@@ -74,6 +74,7 @@ def run(
       config: what is static.
       hypers: the traced numbers, of one setting or several.
       seeds: how many (0, 1, …) or which.
+      paired: each of the hypers with the seed at its place, instead of all with all.
       dataset: a data set at hand; None: `config.dataset` is looked up.
       data_dir, manual_dir: where prepared data lie, and original files for TFDS (see `vgjax.data`).
       variables: start from these (leading lane axis) and not from the initializer.
@@ -82,6 +83,8 @@ def run(
       tensorboard: which lanes to write: "all", "first", "none".
       shard: what the devices share, "lanes" or "batch"; "auto": lanes where they divide.
       devices: how many devices; None: all.
+      lanes, deepest: compile for so many lanes, and for networks of up to so many hidden layers (where all are as
+        wide, see `vgjax.model.is_elastic`), so that other runs share the program; 0: for these alone.
       progress: called with every finished chunk of the history and the number of steps of the whole run; a
         KeyboardInterrupt from it stops the run, with a checkpoint of what has landed.
 
@@ -105,24 +108,39 @@ def run(
             raise ValueError(f"seed {seed} is not allowed; allowed: 0 to {2**32 - 1}")
     for setting in settings:
         check_hypers(setting)
+    if paired and len(settings) != len(seeds):
+        raise ValueError(f"{len(settings)} hypers and {len(seeds)} seeds are no pairs; allowed: as many of both")
     check_names(config)
     dataset = dataset or load(config.dataset, data_dir, manual_dir)
     train, validation = batches.arrays(dataset, config)
-    n_lanes = len(settings) * len(seeds) * config.replicas
-    where = parallel.layout(shard, n_lanes, _batch_sizes(config, len(train.labels)), devices)
-    program = Program(config, dataset.classes, len(train.labels), where)
+    pairs = list(zip(settings, seeds, strict=True) if paired else itertools.product(settings, seeds))
+    n_lanes = len(pairs) * config.replicas
+    lanes = max(lanes, n_lanes)
+    where = parallel.layout(shard, lanes, _batch_sizes(config, len(train.labels)), devices)
+    program = Program(_compiled_for(config, deepest), dataset.classes, len(train.labels), where)
     chunks = plan(config, program.steps_per_epoch, program.total_steps)
-    lanes, coordinates = _lanes(settings, seeds, config.replicas)
+    all_lanes, coordinates = _lanes(pairs, config.replicas)
     most = max(2, *(len(chunk.recorded) for chunk in chunks))  # no fewer than a last epoch's two
-    shared = Shared(train, validation, _plan_arrays(chunks[0], most))
-    state = _first_state(program, shared, lanes, variables)  # what can be refused is refused before a file is written
+    depth = jnp.int32(len(config.hidden)) if deepest else None
+    shared = Shared(train, validation, _plan_arrays(chunks[0], most), depth)
+    # what can be refused is refused before a file is written
+    if variables is None:
+        state = programs.first_states(program, shared, _filled(all_lanes, lanes))
+    else:
+        state = programs.states_of(program, shared, (all_lanes, variables))
     about = as_plain(config, settings, seeds, dataset.source)
+    about |= ({"paired": True} if paired else {}) | ({"deepest": deepest} if deepest else {})
     disk = RunFolder.open(Path(folder), about, resume) if folder is not None else None
     try:
-        return _train(program, chunks, shared, lanes, state, coordinates, about, disk, tensorboard, progress)
+        whole, trained = _train(
+            config, program, chunks, shared, all_lanes, state, coordinates, about, disk, tensorboard, progress
+        )
     finally:
         if disk:
             disk.close()
+    if deepest:
+        trained = {kind: jax.device_get(jax.vmap(partial(of_depth, config))(x)) for kind, x in trained.items()}
+    return Result(whole, trained)
 
 
 class _Flight(NamedTuple):
@@ -139,6 +157,7 @@ class _Landing:
 
     def __init__(
         self,
+        config: Config,
         program: Program,
         shared: Shared,
         lanes: Lane,
@@ -154,11 +173,16 @@ class _Landing:
         self.disk, self.parts, self.progress = disk, parts, progress
         self.about = json.dumps(about, ensure_ascii=False)
         self.lane_bytes = lane_bytes
-        self.all_layers = [name for group in weight_groups(params) for name in group.names]
-        self.layers = layer_shapes(program.config, params)
+        self.n_lanes = len(coordinates["seed"])
+        depth, compiled = len(config.hidden), len(program.config.hidden)
+        self.rows = np.array([*range(depth), compiled])  # of the program's layers, those that there are
+        shapes = [group.values.shape[-2:] for group in weight_groups(params) for _ in group.names]
+        self.all_layers = [f"layer_{i}" for i in range(1, depth + 2)]
+        of_these = kept(config, self.all_layers)
+        self.layers = {self.all_layers[i]: shapes[self.rows[i]] for i in of_these}
+        self.kept_rows = self.rows[of_these] if depth < compiled else None  # None: the program knew them
         self.divergence = [
-            {name: parts[-1][name].values[i] for name in NOWHERE} if parts else NOWHERE
-            for i in range(len(coordinates["seed"]))
+            {name: parts[-1][name].values[i] for name in NOWHERE} if parts else NOWHERE for i in range(self.n_lanes)
         ]
 
     def diverged(self) -> np.ndarray:
@@ -169,7 +193,12 @@ class _Landing:
         """Wait for a chunk, and keep what it brings."""
         program, chunk = self.program, flight.chunk
         state, *found = flight.after
-        records, evaluation = parallel.gather(program.where, found)
+        records, evaluation = self.gather(found)
+        if self.kept_rows is not None:
+            records = {
+                name: x[:, :, self.kept_rows] if "layer" in history.VARIABLES[name][0] else x
+                for name, x in records.items()
+            }
         suspects = ~np.isfinite(evaluation["train_loss"] + evaluation["validation_loss"]) & ~self.diverged()
         if suspects.any():
             self._look_closer(flight, np.flatnonzero(suspects))
@@ -194,19 +223,23 @@ class _Landing:
         except KeyboardInterrupt as asked:  # what has landed is kept
             stop = asked
         if self.disk and (stop or is_last or self.disk.wants_checkpoint()):
-            self.disk.save(chunk.stop, parallel.gather(program.where, (self.lanes, state)))
+            self.disk.save(chunk.stop, self.gather((self.lanes, state)))
         if stop:
             raise stop
 
+    def gather(self, tree: Any) -> Any:
+        """On the host, the lanes that there are [lanes, …]."""
+        return jax.tree.map(lambda x: x[: self.n_lanes], parallel.gather(self.program.where, tree))
+
     def _look_closer(self, flight: _Flight, suspects: np.ndarray) -> None:
-        closer = _divergence_program(_without_start(self.program), self.lane_bytes)
-        found = closer(self.shared._replace(plan=flight.plan), (self.lanes, flight.before))
-        steps, bad = parallel.gather(self.program.where, found)
+        closer = programs.divergence_program(self.program, self.lane_bytes)
+        steps, bad = self.gather(closer(self.shared._replace(plan=flight.plan), (self.lanes, flight.before)))
         for i in suspects:
-            self.divergence[i] = describe(steps[i], bad[i], self.all_layers)
+            self.divergence[i] = describe(steps[i], bad[i][:, self.rows], self.all_layers)
 
 
 def _train(
+    config: Config,
     program: Program,
     chunks: list[Chunk],
     shared: Shared,
@@ -217,17 +250,19 @@ def _train(
     disk: RunFolder | None,
     tensorboard: Which,
     progress: Callable[[xr.Dataset, int], None] | None,
-) -> Result:
+) -> tuple[xr.Dataset, Variables]:
     where = program.where
+    n_lanes, compiled = len(coordinates["seed"]), jax.tree.leaves(state)[0].shape[0]
     most = shared.plan.gaps.shape[0] - 1
-    params, lane_bytes = jax.tree.map(lambda x: x[0], state.variables["params"]), _lane_bytes(state)
+    params, lane_bytes = jax.tree.map(lambda x: x[0], state.variables["params"]), programs.lane_bytes(state)
     done = 0
     parts: list[xr.Dataset] = []
     if disk:
-        done, (lanes, state), parts = disk.resume((lanes, state), tensorboard)
-    shared, (lanes, state) = parallel.place(where, shared, (lanes, state))
-    chunk_program = _chunk_program(_without_start(program), lane_bytes)
-    landing = _Landing(program, shared, lanes, coordinates, about, params, lane_bytes, disk, parts, progress)
+        there = jax.tree.map(lambda x: x[:n_lanes], state)
+        done, (lanes, state), parts = disk.resume((lanes, there), tensorboard)
+    shared, (lanes, state) = parallel.place(where, shared, _filled((lanes, state), compiled))
+    chunk_program = programs.chunk_program(program, lane_bytes)
+    landing = _Landing(config, program, shared, lanes, coordinates, about, params, lane_bytes, disk, parts, progress)
     flight: _Flight | None = None
     for chunk in chunks:
         if chunk.start < done:
@@ -244,7 +279,7 @@ def _train(
     whole_history = history.join(parts)
     if disk:
         disk.finish(whole_history)
-    return Result(whole_history, parallel.gather(where, state.variables))
+    return whole_history, landing.gather(state.variables)
 
 
 def plan(config: Config, steps_per_epoch: int, total_steps: int) -> list[Chunk]:
@@ -267,15 +302,29 @@ def plan(config: Config, steps_per_epoch: int, total_steps: int) -> list[Chunk]:
     ]
 
 
-def layer_shapes(config: Config, params: Any) -> dict[str, tuple[int, int]]:
-    """(fan_in, fan_out) of every layer that is recorded, by name."""
-    all_layers = {
-        name: (group.values.shape[-2], group.values.shape[-1])
-        for group in weight_groups(params)
-        for name in group.names
-    }
-    names = list(all_layers)
-    return {names[i]: all_layers[names[i]] for i in kept(config, names)}
+def _compiled_for(config: Config, deepest: int) -> Config:
+    """The config of the network that the program is compiled for.
+
+    Raises:
+      ValueError: no other depths can share it.
+    """
+    if not deepest:
+        return config
+    elastic = replace(config, hidden=config.hidden[:1] * deepest, record_layers=("*",))
+    if len(set(config.hidden)) > 1 or len(config.hidden) > deepest or not is_elastic(elastic):
+        raise ValueError(
+            f"deepest {deepest} is not allowed for this network; allowed: 13 or more hidden layers of one width, and "
+            "neither clipping by layer nor an initializer that looks at data"
+        )
+    return elastic
+
+
+def _filled(lanes: Any, n: int) -> Any:
+    """Lanes [n_lanes, …] as n of them, the last one repeated."""
+    n_lanes = jax.tree.leaves(lanes)[0].shape[0]
+    if n == n_lanes:
+        return lanes
+    return jax.tree.map(lambda x: x[np.minimum(np.arange(n), n_lanes - 1)], lanes)
 
 
 def _plan_arrays(chunk: Chunk, most: int) -> Plan:
@@ -285,8 +334,8 @@ def _plan_arrays(chunk: Chunk, most: int) -> Plan:
     return Plan(*(jnp.asarray(np.array(x, np.int32)) for x in (chunk.start, gaps, len(chunk.recorded))))
 
 
-def _lanes(settings: list[Hypers], seeds: list[int], replicas: int) -> tuple[Lane, dict[str, np.ndarray]]:
-    rows = [(setting, seed, replica) for setting in settings for seed in seeds for replica in range(replicas)]
+def _lanes(pairs: Sequence[tuple[Hypers, int]], replicas: int) -> tuple[Lane, dict[str, np.ndarray]]:
+    rows = [(setting, seed, replica) for setting, seed in pairs for replica in range(replicas)]
     columns = {name: np.array([float(getattr(s, name)) for s, _, _ in rows]) for name in Hypers._fields}
     coordinates = {
         "seed": np.array([seed for _, seed, _ in rows]),
@@ -299,78 +348,6 @@ def _lanes(settings: list[Hypers], seeds: list[int], replicas: int) -> tuple[Lan
         coordinates["replica"].astype(np.int32),  # type: ignore[arg-type]
     )
     return lanes, coordinates
-
-
-def _first_state(program: Program, shared: Shared, lanes: Lane, variables: Variables | None) -> State:
-    """On the host, [lanes, …]."""
-    if variables is not None:
-        return jax.device_get(_start_program(program, fresh_state)(shared, (lanes, variables)))
-    replicas = program.config.replicas
-    starts = jax.tree.map(lambda x: x[::replicas], lanes)  # replicas start alike
-    program, train = _start_only(program, shared.train)
-    unseen: Any = None
-    state = jax.device_get(_start_program(program, initial_state)(Shared(train, unseen, unseen), starts))
-    return jax.tree.map(lambda x: x.repeat(replicas, axis=0), state)
-
-
-@functools.lru_cache(maxsize=64)
-def _start_program(program: Program, start: Callable[..., State]) -> Callable[..., Any]:
-    return parallel.start_program(functools.partial(start, program))
-
-
-def _start_only(program: Program, train: Arrays) -> tuple[Program, Arrays]:
-    """Program and data less what does not matter to the first state, so that runs which start alike share a compile."""
-    config = program.config
-    later: dict[str, Any] = {
-        "dataset": "",
-        "scaling": "auto",
-        "holdout": 0,
-        "epochs": 1,
-        "steps": 0,
-        "shuffle": config.shuffle if config.shuffle == "never" else "once",  # epoch 0 is the same
-        "replicas": 1,
-        "reduction": "mean",
-        "cadence": "epoch",
-        "record": (),
-        "record_layers": ("*",),
-    }
-    if not any(map(is_data_dependent, (config.initializer, config.output_initializer or config.initializer))):
-        later |= {"batch_size": 1, "shuffle": "never", "last_batch": "drop"}  # one blank example gives the shapes
-        later |= {"activation": "linear", "norm_epsilon": 1e-5, "norm_momentum": 0.99}
-        train = jax.tree.map(lambda x: np.zeros((1, *x.shape[1:]), x.dtype), train)
-    config, where = dataclasses.replace(config, **later), parallel.Layout(1, "lanes")
-    return Program(config, program.classes, len(train.labels), where), train
-
-
-@functools.lru_cache(maxsize=64)
-def _chunk_program(program: Program, lane_bytes: int) -> Callable[..., Any]:
-    return parallel.program(program.where, functools.partial(run_chunk, program), lane_bytes)
-
-
-@functools.lru_cache(maxsize=64)
-def _divergence_program(program: Program, lane_bytes: int) -> Callable[..., Any]:
-    return parallel.program(program.where, functools.partial(first_bad, program), lane_bytes)
-
-
-def _without_start(program: Program) -> Program:
-    """The program less what matters to data, first state or plan alone: settings that differ there share a compile."""
-    start: dict[str, Any] = {
-        "dataset": "",
-        "scaling": "auto",
-        "holdout": 0,
-        "cadence": "epoch",
-        "output_initializer": "",
-    }
-    if not is_data_dependent(program.config.initializer):  # which keeps layers apart
-        start |= {"initializer": "lecun_normal"}
-    if program.config.schedule == "constant":  # of any length
-        start |= {"epochs": 1, "steps": 0}
-    return program._replace(config=dataclasses.replace(program.config, **start))
-
-
-def _lane_bytes(state: State) -> int:
-    """Of shapes [lanes, …]."""
-    return sum(math.prod(leaf.shape[1:]) * leaf.dtype.itemsize for leaf in jax.tree.leaves(state))
 
 
 def _batch_sizes(config: Config, n: int) -> tuple[int, ...]:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import itertools
 import zlib
+from collections.abc import Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -50,11 +51,15 @@ class MLP(nn.Module):
     axis_name: str | None = None
 
     @nn.compact
-    def __call__(self, x: jax.Array, *, train: bool, mask: jax.Array | None = None) -> tuple[jax.Array, Seen]:
+    def __call__(
+        self, x: jax.Array, *, train: bool, mask: jax.Array | None = None, depth: jax.Array | None = None
+    ) -> tuple[jax.Array, Seen]:
         """Args:
           x: inputs, scaled [B, features].
           train: batch norm by the batch's statistics (True) or the running averages.
           mask: which examples count in batch norm's statistics [B], or None for all.
+          depth: how many hidden layers there are, where that is traced (see `is_elastic`); the others are passed by,
+            at no cost. None: all.
 
         Returns:
           logits [B, classes], and what each layer saw.
@@ -69,7 +74,8 @@ class MLP(nn.Module):
                 x, one = _hidden_layer(self, f"_{first}", config.hidden[first - 1], x, train, mask)
             else:
                 name = stack_name(first, last)
-                x, one = self._scan(name, last - first + 1, train)(x, mask)
+                there = None if depth is None else jnp.arange(first, last + 1) <= depth
+                x, one = self._scan(name, last - first + 1, train)(x, mask, there)
             for kind, value in zip(seen, one, strict=True):
                 kind[name] = value
         name = f"layer_{len(config.hidden) + 1}"
@@ -82,7 +88,7 @@ class MLP(nn.Module):
             _Block,
             variable_axes={"params": 0, "batch_stats": 0, "perturbations": 0},
             split_rngs={"params": True},
-            in_axes=nn.broadcast,
+            in_axes=(nn.broadcast, 0),
             length=length,
         )
         return stack(self.config, self.axis_name, train, name=name)
@@ -96,8 +102,14 @@ class _Block(nn.Module):
     train: bool
 
     @nn.compact
-    def __call__(self, x: jax.Array, mask: jax.Array | None) -> tuple[jax.Array, Seen]:
-        return _hidden_layer(self, "", x.shape[-1], x, self.train, mask)
+    def __call__(self, x: jax.Array, mask: jax.Array | None, there: jax.Array | None) -> tuple[jax.Array, Seen]:
+        def layer(self: _Block, x: jax.Array) -> tuple[jax.Array, Seen]:
+            return _hidden_layer(self, "", x.shape[-1], x, self.train, mask)
+
+        def none(self: _Block, x: jax.Array) -> tuple[jax.Array, Seen]:
+            return x, Seen(*[jnp.zeros_like(x)] * len(Seen._fields))
+
+        return layer(self, x) if there is None else nn.cond(there, layer, none, self, x)
 
 
 def _hidden_layer(
@@ -170,7 +182,44 @@ def stacks(config: Config) -> list[tuple[int, int]]:
     return [(run[0][0], run[-1][0]) for run in runs if len(run) >= SHORTEST_STACK]
 
 
-def initial_variables(config: Config, classes: int, hypers: Hypers, key: jax.Array, inputs: jax.Array) -> Variables:
+def of_depth(config: Config, modules: Variables) -> Variables:
+    """A network's own parameters (or batch statistics) from those of a deeper elastic one that it was part of.
+
+    Args:
+      config: the network.
+      modules: of the deeper one, by name.
+    """
+    single = unstacked(modules)
+    last = max((name for name in single if name.startswith("layer_")), key=lambda name: int(name[6:]), default="")
+    own = {f"layer_{len(config.hidden) + 1}": single[last]} if last else {}
+    for first, end in _blocks(config):
+        layers = range(first, end + 1)
+        there = {
+            kind: [f"{kind}_{i}" for i in layers] for kind in ("layer", "norm", "alpha") if f"{kind}_{end}" in single
+        }
+        if first == end:
+            own |= {name: single[name] for (name,) in there.values()}
+        else:
+            own[stack_name(first, end)] = {
+                kind: jax.tree.map(lambda *x: jnp.stack(x), *(single[name] for name in names))
+                for kind, names in there.items()
+            }
+    return own
+
+
+def is_elastic(config: Config) -> bool:
+    """Whether one program can serve networks of all depths up to this one's: all but the first layer are one stack."""
+    return stacks(config) == [(2, len(config.hidden))]
+
+
+def initial_variables(
+    config: Config,
+    classes: int,
+    hypers: Hypers,
+    key: jax.Array,
+    inputs: jax.Array,
+    depth: jax.Array | None = None,
+) -> Variables:
     """Initial parameters and batch statistics: W = σ_w · initializer, b ~ N(0, σ_b²).
 
     Every weight and bias has a key of its own, derived from its path (`layer_3/kernel`), stacked or not; norms start
@@ -181,6 +230,7 @@ def initial_variables(config: Config, classes: int, hypers: Hypers, key: jax.Arr
       hypers: σ_w and σ_b (may be traced).
       key: of the whole network.
       inputs: a first batch, scaled [B, features]; data-dependent initializers look at it.
+      depth: as the model takes it; the last layer is then drawn as that of a network of that depth.
 
     Returns:
       {"params": …, "batch_stats": … where there is batch norm}.
@@ -188,18 +238,22 @@ def initial_variables(config: Config, classes: int, hypers: Hypers, key: jax.Arr
     model = MLP(config, classes)
     shapes = jax.eval_shape(lambda: model.init(key, inputs, train=False))
     del shapes["perturbations"]
-    variables = jax.tree_util.tree_map_with_path(partial(_initial_leaf, config, hypers, key), shapes)
+    variables = jax.tree_util.tree_map_with_path(partial(_initial_leaf, config, hypers, key, depth), shapes)
     params = unit_variance(model, variables, inputs)
     return variables | {"params": _scale_weights(params, hypers.sigma_w)}
 
 
-def _initial_leaf(config: Config, hypers: Hypers, key: jax.Array, path: tuple[Any, ...], shape: Any) -> jax.Array:
+def _initial_leaf(
+    config: Config, hypers: Hypers, key: jax.Array, depth: jax.Array | None, path: tuple[Any, ...], shape: Any
+) -> jax.Array:
     """Weights and biases as drawn; scales and variances of norms are 1, all else 0."""
     *module, leaf = (part.key for part in path[1:])
     if leaf not in ("kernel", "bias") or not module[-1].startswith("layer"):
         return jnp.full(shape.shape, leaf in ("scale", "var"), shape.dtype)
     layer = group("/".join(module), shape)
-    paths = jnp.array([zlib.crc32(f"{name}/{leaf}".encode()) for name in layer.names], jnp.uint32)
+    paths = _path_numbers(layer.names, leaf)
+    if depth is not None and layer.names == (f"layer_{len(config.hidden) + 1}",):
+        paths = _path_numbers([f"layer_{i}" for i in range(2, len(config.hidden) + 2)], leaf)[depth - 1][None]
     keys = jax.vmap(partial(jax.random.fold_in, key))(paths)
 
     def draw(key: jax.Array) -> jax.Array:
@@ -209,6 +263,10 @@ def _initial_leaf(config: Config, hypers: Hypers, key: jax.Array, path: tuple[An
         return initializer(_named(config)[layer.names[0]])(*one)
 
     return jax.lax.map(draw, keys) if layer.is_stack else draw(keys[0])
+
+
+def _path_numbers(layers: Sequence[str], leaf: str) -> jax.Array:
+    return jnp.array([zlib.crc32(f"{name}/{leaf}".encode()) for name in layers], jnp.uint32)
 
 
 def _named(config: Config) -> dict[str, Any]:

@@ -31,6 +31,7 @@ class Settings(NamedTuple):
     config: Config = Config()
     hypers: tuple[Hypers, ...] = (Hypers(),)
     seeds: int | tuple[int, ...] = 1
+    paired: bool = False  # each of the hypers with the seed at its place, instead of all with all
 
 
 def read_settings(path: Path) -> Settings:
@@ -61,11 +62,13 @@ def settings_from(content: Any) -> Settings:
     hypers = content.pop("hypers", [])
     settings = [_checked(h, "hypers") for h in (hypers if isinstance(hypers, list) else [hypers])] or [{}]
     seeds = _seeds(content.pop("seeds", 1))
-    content.pop("data", None)
+    for name in ("data", "deepest"):  # how it was run
+        content.pop(name, None)
+    paired = _converted("paired", content.pop("paired", False), bool)
     flat = {name: content.pop(name) for name in list(content) if name in _HINTS["hypers"]}
     config |= _checked(content, "config", also=(*Hypers._fields, "seeds"))
     flat = _checked(flat, "hypers")
-    return Settings(Config(**config), tuple(Hypers(**(one | flat)) for one in settings), seeds)
+    return Settings(Config(**config), tuple(Hypers(**(one | flat)) for one in settings), seeds, paired)
 
 
 def as_plain(config: Config, hypers: Sequence[Hypers], seeds: Sequence[int], data: str) -> dict[str, Any]:

@@ -193,7 +193,13 @@ def noise_statistics(
     return {"gradient_signal_to_noise": jnp.where(count > 1, signal / noise, jnp.nan)}
 
 
-def decay_statistics(params: Any, slopes: Sequence[Group], deltas: Sequence[Group], count: jax.Array) -> Statistics:
+def decay_statistics(
+    params: Any,
+    slopes: Sequence[Group],
+    deltas: Sequence[Group],
+    count: jax.Array,
+    above: jax.Array | slice = slice(1, None),
+) -> Statistics:
     """Why the gradient decays from layer to layer: ‖δ_l‖/‖δ_{l+1}‖ = weight gain · slope · alignment.
 
     Weight gain ‖W_{l+1}‖_F/√fan_out is what the weights do to a δ of random direction; slope is the RMS of φ′(z_l);
@@ -205,6 +211,7 @@ def decay_statistics(params: Any, slopes: Sequence[Group], deltas: Sequence[Grou
       slopes: φ′ at each unit and example, [B, units] each; for examples that do not count, zeros.
       deltas: [B, units] each; examples that do not count have zeros.
       count: examples in the batch.
+      above: which layer is above each but the last, [layers − 1]; by default the next.
 
     Returns:
       {"decay_ratio", "decay_weight_gain", "decay_slope", "decay_alignment"}, each [layers]; NaN in the last layer,
@@ -222,8 +229,8 @@ def decay_statistics(params: Any, slopes: Sequence[Group], deltas: Sequence[Grou
         return {"power": power, "rest": jnp.sqrt(_sum(jnp.square(unit)))}
 
     delta, end = _per_layer(parts, deltas), jnp.full(1, jnp.nan, jnp.float32)
-    ratio = (delta["power"][:-1] / delta["power"][1:]) * (delta["rest"][:-1] / delta["rest"][1:])
-    weight_gain = _scaled_where_needed(gain, weight_groups(params))["gain"][1:]
+    ratio = (delta["power"][:-1] / delta["power"][above]) * (delta["rest"][:-1] / delta["rest"][above])
+    weight_gain = _scaled_where_needed(gain, weight_groups(params))["gain"][above]
     slope = _per_layer(steepness, slopes)["slope"][:-1]
     columns = {"ratio": ratio, "weight_gain": weight_gain, "slope": slope, "alignment": ratio / (weight_gain * slope)}
     return {f"decay_{name}": jnp.concatenate([column, end]) for name, column in columns.items()}

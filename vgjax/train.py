@@ -68,6 +68,7 @@ class Shared(NamedTuple):
     train: Arrays
     validation: Arrays
     plan: Plan
+    depth: jax.Array | None = None  # hidden layers of an elastic program (see `model.is_elastic`); None: the config's
 
 
 class Program(NamedTuple):
@@ -94,7 +95,9 @@ def purpose_key(key: jax.Array, purpose: str) -> jax.Array:
     return jax.random.fold_in(key, zlib.crc32(purpose.encode()))
 
 
-def train_step(program: Program, lane: Lane, state: State, batch: Batch) -> tuple[State, Outcome, View]:
+def train_step(
+    program: Program, lane: Lane, state: State, batch: Batch, depth: jax.Array | None = None
+) -> tuple[State, Outcome, View]:
     """One pure step: gradient → chain of the optimizer → parameters.
 
     Args:
@@ -102,6 +105,7 @@ def train_step(program: Program, lane: Lane, state: State, batch: Batch) -> tupl
       lane: hypers.
       state: parameters, batch statistics, optimizer state.
       batch: this device's examples.
+      depth: as `Shared` has it.
 
     Returns:
       The new state; loss and accuracy; and what may be looked at, which costs nothing where it is not.
@@ -115,7 +119,9 @@ def train_step(program: Program, lane: Lane, state: State, batch: Batch) -> tupl
 
     def loss_of(params: Any, perturbations: Any) -> tuple[jax.Array, tuple[jax.Array, Seen, Any]]:
         variables = {"params": params, **rest, "perturbations": perturbations}
-        (logits, seen), changed = model.apply(variables, batch.inputs, train=True, mask=batch.mask, mutable=list(rest))
+        (logits, seen), changed = model.apply(
+            variables, batch.inputs, train=True, mask=batch.mask, depth=depth, mutable=list(rest)
+        )
         losses = optax.softmax_cross_entropy_with_integer_labels(logits, batch.labels)
         if batch.mask is not None:
             losses = jnp.where(batch.mask, losses, 0.0)
@@ -134,7 +140,7 @@ def train_step(program: Program, lane: Lane, state: State, batch: Batch) -> tupl
     variables = {"params": optax.apply_updates(params, points.updates), **changed}
     loss = loss / count if config.reduction == "sum" else loss
     deltas = {path[0]: delta for path, delta in flatten_dict(deltas).items()}
-    view = View(gradients, points, params, seen, deltas, batch.mask, count)
+    view = View(gradients, points, params, seen, deltas, batch.mask, count, depth)
     return State(variables, opt_state), Outcome(loss, correct, count), view
 
 
@@ -160,7 +166,8 @@ def initial_state(program: Program, shared: Shared, lane: Lane) -> State:
     order = _order(program, lane, jnp.int32(0))
     rows = order[: min(config.batch_size, program.n_examples)]
     inputs = batches.scaled(shared.train, shared.train.inputs[rows])
-    variables = initial_variables(config, program.classes, lane.hypers, purpose_key(lane.key, "init"), inputs)
+    key = purpose_key(lane.key, "init")
+    variables = initial_variables(config, program.classes, lane.hypers, key, inputs, shared.depth)
     return fresh_state(program, shared, (lane, variables))
 
 
@@ -182,7 +189,7 @@ def stepper(program: Program, shared: Shared, lane: Lane, start: jax.Array) -> C
         batch = batches.batch_at(
             program.config, shared.train, order, t % per_epoch, lane.replica, device, program.where.batch_devices
         )
-        return train_step(program, lane, state, batch)
+        return train_step(program, lane, state, batch, shared.depth)
 
     return step
 
@@ -223,18 +230,18 @@ def run_chunk(program: Program, shared: Shared, lane_and_state: tuple[Lane, Stat
     carry = (state, Meter(zero, zero, zero), plan.start, jnp.int32(0), records)
     state, meter, _, _, records = jax.lax.fori_loop(0, plan.n_records + 1, gap_then_record, carry)
     evaluation = {"train_loss": meter.loss / meter.examples, "train_accuracy": meter.correct / meter.examples}
-    return state, records, evaluation | evaluate(program, shared.validation, lane, state)
+    return state, records, evaluation | evaluate(program, shared, lane, state)
 
 
-def evaluate(program: Program, validation: Arrays, lane: Lane, state: State) -> dict[str, jax.Array]:
+def evaluate(program: Program, shared: Shared, lane: Lane, state: State) -> dict[str, jax.Array]:
     """Loss and accuracy over the validation examples (a replica: over its own part of every batch)."""
-    config = program.config
+    config, validation = program.config, shared.validation
     rows = jnp.arange(validation.labels.shape[0])
     if config.replicas > 1:
         parts = rows.reshape(-1, config.replicas, config.batch_size // config.replicas)
         rows = jnp.take(parts, lane.replica, axis=1).ravel()
     inputs = batches.scaled(validation, validation.inputs[rows])
-    logits, _ = MLP(config, program.classes).apply(state.variables, inputs, train=False)
+    logits, _ = MLP(config, program.classes).apply(state.variables, inputs, train=False, depth=shared.depth)
     losses = optax.softmax_cross_entropy_with_integer_labels(logits, validation.labels[rows])
     right = jnp.argmax(logits, axis=-1) == validation.labels[rows]
     return {"validation_loss": jnp.mean(losses), "validation_accuracy": jnp.mean(right, dtype=jnp.float32)}
