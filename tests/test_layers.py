@@ -14,7 +14,7 @@ import vgjax
 TOP = Path(vgjax.__file__).parent
 FLOORS = [  # from the bottom to the top; a room may import its own floor and those below
     "names config environment stopping layers",
-    "settings activations initializers cadence",
+    "settings grid activations initializers cadence",
     "data model optim stats theory profiles ensemble",
     "families",
     "checks batches history parallel",

@@ -6,15 +6,15 @@ import ast
 import re
 import reprlib
 import tomllib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple, get_args, get_origin, get_type_hints
+from typing import Any, NamedTuple, TypeVar, get_args, get_origin, get_type_hints
 
 from vgjax.config import Config, Hypers
 from vgjax.names import nearest, text_of
 
 LARGEST_SEED = 2**32 - 1
-_HINTS = {"config": get_type_hints(Config), "hypers": get_type_hints(Hypers)}
+HINTS = {"config": get_type_hints(Config), "hypers": get_type_hints(Hypers)}
 _ALLOWED = {
     int: "a whole number",
     float: "a number",
@@ -23,6 +23,7 @@ _ALLOWED = {
     tuple[int, ...]: "a list of whole numbers",
     tuple[str, ...]: "a list of names",
 }
+Made = TypeVar("Made")
 
 
 class Settings(NamedTuple):
@@ -41,16 +42,30 @@ def read_settings(path: Path) -> Settings:
       ValueError: damaged, or a field or value that is not allowed.
       OSError: no such file.
     """
+    return read(path, settings_from)
+
+
+def read(path: Path, make: Callable[[Any], Made]) -> Made:
+    """What `make` makes of the plain data in a YAML or TOML file; what is wrong is said with the file's name.
+
+    Raises:
+      ValueError: damaged, or `make` refuses it.
+      OSError: no such file.
+    """
     try:
-        return settings_from(_parse(path))
+        return make(_parse(path))
     except RecursionError:
         raise ValueError(f"{path}: it is nested too deeply") from None
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from None
 
 
-def settings_from(content: Any) -> Settings:
+def settings_from(content: Any, also: tuple[str, ...] = ()) -> Settings:
     """The same from plain data, as a config file or `history.attrs["run"]` (JSON) holds them.
+
+    Args:
+      content: the plain data.
+      also: what else the user may have meant by an unknown field.
 
     Raises:
       ValueError: a field or value is not allowed.
@@ -64,9 +79,9 @@ def settings_from(content: Any) -> Settings:
     seeds = _seeds(content.pop("seeds", 1))
     for name in ("data", "deepest"):  # how it was run
         content.pop(name, None)
-    paired = _converted("paired", content.pop("paired", False), bool)
-    flat = {name: content.pop(name) for name in list(content) if name in _HINTS["hypers"]}
-    config |= _checked(content, "config", also=(*Hypers._fields, "seeds"))
+    paired = converted("paired", content.pop("paired", False), bool)
+    flat = {name: content.pop(name) for name in list(content) if name in HINTS["hypers"]}
+    config |= _checked(content, "config", also=(*Hypers._fields, "seeds", *also))
     flat = _checked(flat, "hypers")
     return Settings(Config(**config), tuple(Hypers(**(one | flat)) for one in settings), seeds, paired)
 
@@ -78,12 +93,16 @@ def as_plain(config: Config, hypers: Sequence[Hypers], seeds: Sequence[int], dat
       config, hypers, seeds: the run.
       data: where its data came from.
     """
-    plain = {
-        name: text_of(value) if callable(value) else list(value) if isinstance(value, tuple) else value
-        for name, value in vars(config).items()
-    }
     settings = [{name: float(value) for name, value in setting._asdict().items()} for setting in hypers]
-    return {"config": plain, "hypers": settings, "seeds": list(seeds), "data": data}
+    return {"config": plain_of(vars(config)), "hypers": settings, "seeds": list(seeds), "data": data}
+
+
+def plain_of(fields: Mapping[str, Any]) -> dict[str, Any]:
+    """Fields as plain data: callables as module:function, tuples as lists."""
+    return {
+        name: text_of(value) if callable(value) else list(value) if isinstance(value, tuple) else value
+        for name, value in fields.items()
+    }
 
 
 def _parse(path: Path) -> Any:
@@ -108,14 +127,19 @@ def _checked(fields: Any, section: str, also: tuple[str, ...] = ()) -> dict[str,
     """The fields of one section, converted; `also`: what else the user may have meant by an unknown one."""
     if not isinstance(fields, Mapping):
         raise ValueError(f"{section} {reprlib.repr(fields)} is not allowed; allowed: lines of `field: value`")
-    hints = _HINTS[section]
+    hints = HINTS[section]
     for name in fields:
         if name not in hints:
             raise ValueError(f"unknown field {reprlib.repr(name)}; {nearest(name, [*hints, *also])}")
-    return {name: _converted(name, value, hints[name]) for name, value in fields.items()}
+    return {name: converted(name, value, hints[name]) for name, value in fields.items()}
 
 
-def _converted(name: str, value: Any, hint: Any) -> Any:
+def converted(name: str, value: Any, hint: Any) -> Any:
+    """A field's value from plain data (lists, and numbers as text), as its type hint wants it.
+
+    Raises:
+      ValueError: the value is of another type.
+    """
     kind = str if get_args(hint) and get_origin(hint) is not tuple else get_origin(hint) or hint
     if kind is float and isinstance(value, int | str) and not isinstance(value, bool):
         try:
@@ -134,7 +158,7 @@ def _converted(name: str, value: Any, hint: Any) -> Any:
 def _seeds(value: Any) -> int | tuple[int, ...]:
     if type(value) is int:
         return value
-    return _converted("seeds", value, tuple[int, ...])
+    return converted("seeds", value, tuple[int, ...])
 
 
 def parse_seeds(words: Sequence[str]) -> int | tuple[int, ...]:
