@@ -11,8 +11,10 @@ if TYPE_CHECKING:
     from vgjax.config import Config, Hypers
     from vgjax.data import Dataset
     from vgjax.diagnosis import diagnose
+    from vgjax.grid import Grid
     from vgjax.history import load
     from vgjax.loop import Result, run
+    from vgjax.sweeps import sweep
     from vgjax.watching import histograms, scalars, watch, watched
 
 # Imported when first asked for, so that `vgjax --help` does not wait for JAX.
@@ -20,6 +22,8 @@ _HOMES = {
     "Config": "vgjax.config",
     "Hypers": "vgjax.config",
     "Dataset": "vgjax.data",
+    "Grid": "vgjax.grid",
+    "sweep": "vgjax.sweeps",
     "Result": "vgjax.loop",
     "run": "vgjax.loop",
     "load": "vgjax.history",
@@ -33,6 +37,7 @@ _HOMES = {
 __all__ = [
     "Config",
     "Dataset",
+    "Grid",
     "Hypers",
     "Result",
     "__version__",
@@ -41,6 +46,7 @@ __all__ = [
     "load",
     "run",
     "scalars",
+    "sweep",
     "watch",
     "watched",
 ]

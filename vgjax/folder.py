@@ -42,7 +42,7 @@ class RunFolder:
         file = path / "config.yaml"
         if file.exists():
             there = _read(file)
-            if there != about:
+            if _what(there) != _what(about):
                 raise ValueError(f"{path} holds another run ({_difference(there, about)}); choose another folder")
             if not resume:
                 raise ValueError(f"{path} holds this run already; go on with --resume, or choose another folder")
@@ -106,6 +106,11 @@ def _read(file: Path) -> Any:
         return yaml.safe_load(file.read_text())
     except (yaml.YAMLError, UnicodeDecodeError):
         return None
+
+
+def _what(about: Any) -> Any:
+    """Less how it runs, which may change."""
+    return {name: value for name, value in about.items() if name != "lanes"} if isinstance(about, dict) else about
 
 
 def _difference(there: Any, wanted: dict[str, Any]) -> str:

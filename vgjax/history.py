@@ -124,6 +124,21 @@ def join(parts: Sequence[xr.Dataset]) -> xr.Dataset:
     return xr.merge([constant, *along.values()], compat="override", combine_attrs="override")
 
 
+def beside(parts: Sequence[xr.Dataset]) -> xr.Dataset:
+    """Histories of different lanes as one; what some of them lack is NaN there, or a count of 0.
+
+    Layers, records and evaluations are matched by name and step.
+    """
+    by_step = [part.swap_dims(record="step", evaluation="evaluated_at").drop_attrs(deep=False) for part in parts]
+    variables = parts[0].data_vars.items()
+    fill = {str(name): 0 if np.issubdtype(v.dtype, np.integer) else np.nan for name, v in variables}
+    whole = xr.concat(
+        by_step, "lane", data_vars="minimal", coords="different", compat="equals", join="outer", fill_value=fill
+    )
+    whole = whole.isel(layer=np.argsort([int(name.split("_")[1]) for name in whole["layer"].values]))
+    return whole.swap_dims(step="record", evaluated_at="evaluation")
+
+
 def _foreign(part: xr.Dataset, names: list) -> list:
     return [name for name in part[names].coords if name not in names]
 

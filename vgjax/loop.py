@@ -129,7 +129,8 @@ def run(
     else:
         state = programs.states_of(program, shared, (all_lanes, variables))
     about = as_plain(config, settings, seeds, dataset.source)
-    about |= ({"paired": True} if paired else {}) | ({"deepest": deepest} if deepest else {})
+    about |= {"paired": True} if paired else {}
+    about |= {"lanes": lanes, "deepest": deepest} if lanes > n_lanes or deepest else {}
     disk = RunFolder.open(Path(folder), about, resume) if folder is not None else None
     try:
         whole, trained = _train(
