@@ -198,7 +198,7 @@ def _parts(folder: Path) -> list[Path]:
 def _read(path: Path) -> xr.Dataset:
     try:
         with xr.open_dataset(path, engine="netcdf4") as dataset:
-            return dataset.load()
+            return dataset.load().drop_encoding()
     except Exception as error:
         raise ValueError(f"{path} is damaged or is no history: {error}") from None
 
