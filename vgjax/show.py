@@ -13,6 +13,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import pandas as pd
 import xarray as xr
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
@@ -217,6 +218,24 @@ def print_report(report: Any, page: Path) -> None:
     ]
     print_table(report.sentence, ("", "what", "value", "interval", "judgement"), rows, ("value", "interval"))
     print(f"page     {page}\nnumbers  {page.with_suffix('.json')}")
+
+
+def print_best(table: pd.DataFrame, value: str) -> None:
+    """The best settings of a sweep, the best first.
+
+    Args:
+      table: by `vgjax.maps.best`.
+      value: what they are best in.
+    """
+    names = list(table.columns[: table.columns.get_loc("value")])
+    rows = []
+    for row in table.to_dict("records"):
+        point = [f"{row[name]:.4g}" if isinstance(row[name], float) else row[name] for name in names]
+        interval = None if np.isnan(row["low"]) else f"{row['low']:.4g} … {row['high']:.4g}"
+        rows.append([*point, f"{row['value']:.4g}", interval, row["n"], row["diverged"] or None])
+    columns = [*names, value.replace("_", " "), "95 % interval", "seeds", "lanes diverged"]
+    numbers = [name for name in columns if name not in names or pd.api.types.is_numeric_dtype(table[name])]
+    print_table("Best settings, mean over seeds", columns, rows, numbers)
 
 
 @contextlib.contextmanager
