@@ -25,6 +25,7 @@ BIASES = {"sigma_b": 2, "sigma_b2": 1}
 DECAY = "decades that δ loses per layer on its way back"
 VALUES = ("decay", *(name for name, (dims, _) in VARIABLES.items() if "bin" not in dims and "_bad_" not in name))
 VALUES += ("first_bad_step",)
+RANKED = ("validation_accuracy", "validation_loss", "train_accuracy", "train_loss")  # of which there is a best
 
 
 class Plot(NamedTuple):
@@ -195,11 +196,10 @@ def best(history: xr.Dataset, value: str = "validation_accuracy", n: int = 10) -
     """The n best settings of a sweep: largest accuracy or least loss, mean over seeds; as `cells` over all swept.
 
     Raises:
-      ValueError: the value is neither an accuracy nor a loss.
+      ValueError: the value is none of `RANKED`.
     """
-    if not value.endswith(("accuracy", "loss")):
-        allowed = [name for name in values_of(history) if name.endswith(("accuracy", "loss"))]
-        raise ValueError(f"there is no best {value!r}; {nearest(value, allowed)}")
+    if value not in RANKED:
+        raise ValueError(f"there is no best {value!r}; {nearest(value, RANKED)}")
     found = cells(history, swept(lanes(history)) or [Hypers._fields[0]], value)
     return found.sort_values("value", ascending=value.endswith("loss"), ignore_index=True, kind="stable").head(n)
 
@@ -208,14 +208,14 @@ def best(history: xr.Dataset, value: str = "validation_accuracy", n: int = 10) -
 
 
 def is_log_spaced(values: ArrayLike) -> bool:
-    """Whether values are all positive, and steps between them more alike as ratios than as differences."""
+    """Whether values are all positive, and steps between them far more alike as ratios than as differences."""
     x = np.unique(np.asarray(values, np.float64))
     if len(x) < 2 or x[0] <= 0 or not np.isfinite(x[-1]):
         return False
     if len(x) == 2:
         return bool(x[1] >= 10 * x[0])
     by_ratio, by_difference = (np.std(gaps) / np.mean(gaps) for gaps in (np.diff(np.log(x)), np.diff(x)))
-    return bool(by_ratio < by_difference)
+    return bool(by_ratio < by_difference / 2)
 
 
 def edges(values: ArrayLike) -> np.ndarray:
