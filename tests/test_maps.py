@@ -1,4 +1,4 @@
-"""Maps of a sweep: cells against plain loops over the lanes, theory's curves against known numbers, figures' contents."""
+"""Maps of a sweep: cells against loops over the lanes, theory against known numbers, figures against their tables."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -177,7 +177,7 @@ def test_best(history: xr.Dataset, capsys: pytest.CaptureFixture) -> None:
     with pytest.raises(ValueError, match="there is no best 'decay'; allowed: validation_accuracy, validation_loss"):
         maps.best(history, "decay")
     show.print_best(found, "validation_loss")
-    title, head, first, *_ = capsys.readouterr().out.splitlines()
+    _, head, first, *_ = capsys.readouterr().out.splitlines()
     assert head.split()[:6] == ["learning_rate", "sigma_w", "depth", "sigma_w2", "validation", "loss"]
     assert [float(word) for word in first.split()[:3]] == list(ranked[0])
     assert float(first.split()[4]) == pytest.approx(np.mean(points[ranked[0]]), rel=1e-3)
