@@ -23,6 +23,7 @@ SYMBOLS = {"sigma_w": "$\\sigma_w$", "sigma_b": "$\\sigma_b$", "sigma_w2": "$\\s
 UNITS = {"depth": "depth [hidden layers]", "width": "width [units]", "batch_size": "batch size [examples]"}
 NAMES = SYMBOLS | UNITS
 MOST_TICKS = 8
+MOST_LETTERS = 40  # side by side along an axis
 WIDE = 30  # a ratio of values from which on their scale is logarithmic
 
 
@@ -63,6 +64,9 @@ def _dress(axes: Axes, which: str, name: str, places: Places) -> None:
         texts = [f"{one:.4g}" if isinstance(one, int | float) else str(one) for one in places.values.tolist()]
         axis.set_ticks(places.at, texts)
         axis.set_ticks([], minor=True)
+        if which == "x" and sum(map(len, texts)) > MOST_LETTERS:
+            for text in axis.get_ticklabels():
+                text.set(rotation=30, horizontalalignment="right", rotation_mode="anchor")
     axis.set_label_text(NAMES.get(name, name.replace("_", " ")))
 
 
@@ -161,7 +165,10 @@ def curves(table: pd.DataFrame, x: str, line: str | None, label: str) -> Figure:
         at = _beside(places, one[x], which - (len(rows) - 1) / 2)
         value, low, high = one[["value", "low", "high"]].to_numpy(float).T
         lengths = np.nan_to_num([value - low, high - value])  # of one seed there is no interval
-        style: dict[str, Any] = {"marker": MARKERS[which % len(MARKERS)], "color": f"C{which}"}
+        style: dict[str, Any] = {
+            "marker": MARKERS[(which + which // len(MARKERS)) % len(MARKERS)],
+            "color": f"C{which}",
+        }
         axes.errorbar(at, value, lengths, capsize=2.5, elinewidth=1, label=name, **style)
         lost = at[one["diverged"].to_numpy() > 0]
         style["marker"] = "x"
