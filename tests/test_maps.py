@@ -316,6 +316,16 @@ def test_curves_show_the_table() -> None:
     assert axes.get_xscale() == "log" and axes.get_ylim()[1] <= 1.02
 
 
+@pytest.mark.parametrize("y", [[2.0, np.inf], [False, True], ["sgd", "adam"]])
+def test_what_is_no_axis_of_numbers(y: list) -> None:
+    """Infinity, truth and text stand side by side, in cells of one size."""
+    rows = table("sigma_w", "y")
+    rows["y"] = rows["y"].map({2.0: y[0], 3.0: y[1]})
+    mesh = map_figures.heat_map(rows, "sigma_w", "y", "value").axes[0].collections[0]
+    np.testing.assert_array_equal(mesh.get_coordinates()[:, 0, 1], [-0.5, 0.5, 1.5])
+    assert np.isfinite(mesh.get_coordinates()).all()
+
+
 def test_plots_are_written_beside_their_numbers(history: xr.Dataset, tmp_path: Path) -> None:
     """Numbers make a heat map with theory, names make curves; picture, vector graphic and table are there."""
     slow = history.isel(lane=history["learning_rate"].values < 1)

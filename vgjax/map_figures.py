@@ -51,7 +51,10 @@ def _beside(places: Places, values: pd.Series, shift: float) -> np.ndarray:
 
 
 def _is_number(column: pd.Series) -> bool:
-    return pd.api.types.is_numeric_dtype(column) and not pd.api.types.is_bool_dtype(column)
+    """Whether a column can be an axis of numbers; one with infinity is one of names."""
+    if not pd.api.types.is_numeric_dtype(column) or pd.api.types.is_bool_dtype(column):
+        return False
+    return bool(np.isfinite(column).all())
 
 
 def _dress(axes: Axes, which: str, name: str, places: Places) -> None:
