@@ -25,8 +25,8 @@ FLOORS = [  # from the bottom to the top; a room may import its own floor and th
     "loop",
     "sweep_plan",
     "sweeps",
-    "analysis case draws",
-    "trials verdicts signal_rules step_rules figures report",
+    "analysis case draws maps",
+    "trials verdicts signal_rules step_rules figures map_figures report",
     "clinic diagnosis",
     "show",
     "commands",
@@ -104,8 +104,8 @@ def test_prediction_and_measurement_are_apart(room):
 
 @pytest.mark.parametrize("room", ROOMS)
 def test_heavy_packages_are_imported_inside_functions(room):
-    """TensorFlow, TFDS, CLU and matplotlib: at module level nowhere but in the room of figures."""
-    allowed = {"matplotlib"} if room == "figures" else set()
+    """TensorFlow, TFDS, CLU and matplotlib: at module level nowhere but in the rooms of figures."""
+    allowed = {"matplotlib"} if room in ("figures", "map_figures") else set()
     assert {name.split(".")[0] for name in imports_of(room, only_at_module_level=True)} & HEAVY <= allowed
 
 

@@ -18,7 +18,7 @@ from typing import Annotated, Any, Union
 import tyro
 from tyro.conf import subcommand
 
-from vgjax.commands import DEFAULTS, FAILED, Clinic, Data, Diagnose, List, Predict, Show, Train
+from vgjax.commands import DEFAULTS, FAILED, Clinic, Data, Diagnose, List, Predict, Show, Sweep, Train
 from vgjax.settings import in_one_line, read_settings, seeds_as_words
 
 BAD_INPUT = 2
@@ -74,6 +74,7 @@ def parse(argv: list[str]) -> Any:
     seeds = seeds_as_words(found.seeds)
     commands: Any = Union[  # noqa: UP007  (values, not a type)
         Annotated[Train, subcommand("train", default=Train(config=found.config, hypers=found.hypers[0], seeds=seeds))],
+        Annotated[Sweep, subcommand("sweep")],
         Annotated[Predict, subcommand("predict", default=Predict(config=found.config, hypers=found.hypers[0]))],
         Annotated[Show, subcommand("show", default=Show(config=found.config))],
         Annotated[Diagnose, subcommand("diagnose")],

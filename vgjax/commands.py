@@ -102,6 +102,79 @@ class Train:
 
 
 @dataclass(frozen=True)
+class Sweep:
+    """Run every point of a grid, those that share a program at once, and draw maps of what came of it.
+
+    Said again, it goes on where it stopped; where the grid has grown, only what is new is run.
+    """
+
+    file: Annotated[Positional[Path], arg(metavar="FILE")]
+    """YAML or TOML: a config file, and what to sweep over in `product`, `zip` or `points` [file]."""
+    out: Folder = None
+    """Folder of the sweep; default: sweeps/NAME, by the file's name [folder]."""
+    dry_run: FlagCreatePairsOff[bool] = False
+    """Say how many runs and programs there are, and what time and memory they take about; run nothing."""
+    plot: Annotated[tuple[str, ...], arg(metavar="X,Y,VALUE …")] = ()
+    """Figures: X,VALUE for a curve; X,Y,VALUE for a heat map, or a curve for each Y that is a name [names]."""
+    lanes: Count = None
+    """Most lanes that run at once; default: what the memory holds [lanes]."""
+    data_dir: Folder = None
+    """Where prepared data lie; default: VGJAX_DATA_DIR, TFDS_DATA_DIR or the user's cache [folder]."""
+    manual_dir: Folder = None
+    """Original files of the data set, as an alternative to downloading [folder]."""
+    shard: Literal["auto", "lanes", "batch"] = "auto"
+    """What the devices share; auto: the lanes where they divide, else the batch."""
+    devices: Count = None
+    """How many devices to use; default: all, and every core of a CPU is one [devices]."""
+
+    def run(self) -> None:
+        """Plan, train, draw and say what came of it."""
+        if "jax" not in sys.modules:  # small lanes cannot keep several cores busy, so each core is a device
+            os.environ.setdefault("JAX_NUM_CPU_DEVICES", str(os.cpu_count()))
+        from vgjax import map_figures, maps
+        from vgjax.grid import FIELDS, read_grid
+        from vgjax.show import ProgressBar, print_best, print_plan
+        from vgjax.stopping import stop_after_chunk
+        from vgjax.sweeps import Job
+
+        grid = read_grid(self.file)
+        for spec in self.plot:
+            swept = [name for name in FIELDS if any(name in step for axis in grid.axes for step in axis)]
+            maps.parse_plot(spec, dict.fromkeys([*swept, *Hypers._fields, "seed"]))
+        folder = self.out or Path("sweeps", self.file.stem)
+        how = {name: getattr(self, name) for name in ("data_dir", "manual_dir", "lanes", "shard", "devices")}
+        job = Job(grid, folder, **how)
+        print_plan(job.plan)
+        if self.dry_run:
+            return
+        try:
+            with ProgressBar() as bar, stop_after_chunk() as check:
+
+                def landed(standing: Any) -> None:
+                    where = f"slice {standing.number} of {standing.slices}  "
+                    bar.update(standing.part, standing.total, standing.done, where)
+                    check()
+
+                history = job.run(landed, lambda note: print(note, file=sys.stderr))
+        except KeyboardInterrupt:
+            raise KeyboardInterrupt(f"stopped; go on with: {self._again(folder)}") from None
+        print_best(maps.best(history), "validation_accuracy")
+        if diverged := int((history["first_bad_step"] >= 0).sum()):
+            print(f"diverged    {diverged} of {history.sizes['lane']} lanes: first_bad_step in {folder / 'lanes.csv'}")
+        print(f"history     {folder / 'history.nc'}\nstatistics  {folder / 'statistics.csv'}")
+        for spec in self.plot:
+            name = folder / _plain(spec.replace(",", "-"))
+            print(f"figure      {map_figures.write_plot(name, history, spec, grid.config, grid.hypers)}")
+
+    def _again(self, folder: Path) -> str:
+        again = ["vgjax", "sweep", str(self.file), "--out", str(folder)]
+        for name in ("lanes", "data_dir", "manual_dir", "shard", "devices"):
+            if (value := getattr(self, name)) != getattr(Sweep, name):
+                again += [f"--{name.replace('_', '-')}", str(value)]
+        return shlex.join([*again, *(["--plot", *self.plot] if self.plot else [])])
+
+
+@dataclass(frozen=True)
 class Predict:
     """Say, without training, how the signal ought to fare at step 0: mean-field theory, layer by layer, with a band."""
 

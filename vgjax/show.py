@@ -13,6 +13,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import pandas as pd
 import xarray as xr
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
@@ -20,9 +21,11 @@ from rich.table import Table
 
 from vgjax.analysis import departure
 from vgjax.model import ModuleRow
+from vgjax.names import text_of
 
 if TYPE_CHECKING:
     from vgjax.diagnosis import Diagnosis
+    from vgjax.sweep_plan import Plan, Slice
 
 WIDTH_OF_A_PIPE = 200
 SECONDS_OF_SPEED = 3600.0
@@ -219,6 +222,58 @@ def print_report(report: Any, page: Path) -> None:
     print(f"page     {page}\nnumbers  {page.with_suffix('.json')}")
 
 
+def print_plan(plan: Plan) -> None:
+    """What a sweep is going to do: which programs, for how many runs, and what they need.
+
+    Args:
+      plan: by `vgjax.sweep_plan.estimate`.
+    """
+    programs: dict[Any, list[Slice]] = {}
+    for one in plan.slices:
+        programs.setdefault(one.program, []).append(one)
+    rows = []
+    for slices in programs.values():
+        depths = sorted({len(one.config.hidden) for one in slices})
+        names = (text_of(slices[0].config.activation), text_of(slices[0].config.initializer))
+        runs = sum(len(one.points) for one in slices)
+        hidden = slices[0].config.hidden
+        width = hidden[0] if len(set(hidden)) == 1 else "-".join(map(str, hidden))
+        rows.append([*names, width, ", ".join(map(str, depths)), runs, len(slices), slices[0].lanes])
+    columns = ["activation", "initializer", "width", "hidden layers", "runs", "slices", "lanes at once"]
+    print_table("Programs to compile", columns, rows, columns[4:])
+    giga = 1e9
+    print(f"runs        {plan.points}, of which {plan.finished} are finished already")
+    print(f"programs    {plan.programs} to compile, for {len(plan.slices)} slices of lanes")
+    print(
+        f"memory      about {plan.bytes_needed / giga:.2g} GB at once, of {plan.bytes_there / giga:.2g} GB that are free"
+    )
+    print(f"time        about {_duration(plan.seconds)}")
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
+
+
+def print_best(table: pd.DataFrame, value: str) -> None:
+    """The best settings of a sweep, the best first.
+
+    Args:
+      table: by `vgjax.maps.best`.
+      value: what they are best in.
+    """
+    names = list(table.columns[: table.columns.get_loc("value")])
+    rows = []
+    for row in table.to_dict("records"):
+        point = [f"{row[name]:.4g}" if isinstance(row[name], float) else row[name] for name in names]
+        interval = None if np.isnan(row["low"]) else f"{row['low']:.4g} … {row['high']:.4g}"
+        rows.append([*point, f"{row['value']:.4g}", interval, row["n"], row["diverged"] or None])
+    columns = [*names, value.replace("_", " "), "95 % interval", "seeds", "lanes diverged"]
+    numbers = [name for name in columns if name not in names or pd.api.types.is_numeric_dtype(table[name])]
+    print_table("Best settings, mean over seeds", columns, rows, numbers)
+
+
 @contextlib.contextmanager
 def working() -> Iterator[Callable[[str], None]]:
     """A line on stderr that says what is going on, while it does; off a terminal, nothing."""
@@ -277,17 +332,20 @@ class ProgressBar:
         if self._bar.disable and self._last and kind is None:
             print(self._last, file=sys.stderr)
 
-    def update(self, part: xr.Dataset, total: int) -> None:
+    def update(self, part: xr.Dataset, total: int, done: int | None = None, what: str = "") -> None:
         """A chunk has landed.
 
         Args:
           part: its history.
           total: steps of the whole run.
+          done: of them; None: those of the part's run.
+          what: said before the numbers.
         """
         if part.sizes["record"] and "gradient_log10_rms" in part:
             self._rms = float(_layer_rms(part, -1)[0])
         loss, accuracy = (float(part[name].mean()) for name in ("train_loss", "validation_accuracy"))
-        done = int(part["evaluated_at"].values[-1])
-        numbers = f"loss {loss:.3g}  accuracy {accuracy:.3f}  first-layer RMS {self._rms:.2g}"
+        unit = "step" if done is None else "lane step"
+        done = int(part["evaluated_at"].values[-1]) if done is None else done
+        numbers = f"{what}loss {loss:.3g}  accuracy {accuracy:.3f}  first-layer RMS {self._rms:.2g}"
         self._bar.update(self._task, completed=done, total=total, description=numbers)
-        self._last = f"step {done} of {total}  {numbers}"
+        self._last = f"{unit} {done} of {total}  {numbers}"
