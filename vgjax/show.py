@@ -241,7 +241,7 @@ def print_plan(plan: Plan) -> None:
         rows.append([*names, width, ", ".join(map(str, depths)), runs, len(slices), slices[0].lanes])
     columns = ["activation", "initializer", "width", "hidden layers", "runs", "slices", "lanes at once"]
     print_table("Programs to compile", columns, rows, columns[4:])
-    giga = 1e9
+    needed, there = (number / 1e9 for number in (plan.bytes_needed, plan.bytes_there))
     print(f"runs        {plan.points}, of which {plan.finished} are finished already")
     print(f"programs    {plan.programs} to compile, for {len(plan.slices)} slices of lanes")
     print(
