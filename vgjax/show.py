@@ -244,9 +244,7 @@ def print_plan(plan: Plan) -> None:
     needed, there = (number / 1e9 for number in (plan.bytes_needed, plan.bytes_there))
     print(f"runs        {plan.points}, of which {plan.finished} are finished already")
     print(f"programs    {plan.programs} to compile, for {len(plan.slices)} slices of lanes")
-    print(
-        f"memory      about {plan.bytes_needed / giga:.2g} GB at once, of {plan.bytes_there / giga:.2g} GB that are free"
-    )
+    print(f"memory      about {needed:.2g} GB at once, of {there:.2g} GB that are free")
     print(f"time        about {_duration(plan.seconds)}")
 
 
