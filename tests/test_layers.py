@@ -22,6 +22,7 @@ FLOORS = [  # from the bottom to the top; a room may import its own floor and th
     "folder train watching",
     "divergence",
     "loop",
+    "probe",
     "sweep",
     "analysis case draws",
     "trials verdicts signal_rules step_rules figures report",
@@ -36,7 +37,19 @@ APART = {  # measurement and prediction meet in analysis alone
     room: {"train", "model", "stats", "loop", "optim", "batches", "history", "parallel", "data"}
     for room in ("theory", "profiles", "ensemble")
 }
-MEASURING = ("train", "loop", "model", "stats", "batches", "history", "parallel", "folder", "records", "checkpoint")
+MEASURING = (
+    "train",
+    "loop",
+    "probe",
+    "model",
+    "stats",
+    "batches",
+    "history",
+    "parallel",
+    "folder",
+    "records",
+    "checkpoint",
+)
 APART |= {room: {"theory", "profiles", "ensemble"} for room in MEASURING}
 HEAVY = {"tensorflow", "tensorflow_datasets", "matplotlib", "clu"}
 

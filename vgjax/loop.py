@@ -112,7 +112,7 @@ def run(
     where = parallel.layout(shard, n_lanes, _batch_sizes(config, len(train.labels)), devices)
     program = Program(config, dataset.classes, len(train.labels), where)
     chunks = plan(config, program.steps_per_epoch, program.total_steps)
-    lanes, coordinates = _lanes(settings, seeds, config.replicas)
+    lanes, coordinates = lanes_of(settings, seeds, config.replicas)
     most = max(2, *(len(chunk.recorded) for chunk in chunks))  # no fewer than a last epoch's two
     shared = Shared(train, validation, _plan_arrays(chunks[0], most))
     state = _first_state(program, shared, lanes, variables)  # what can be refused is refused before a file is written
@@ -285,7 +285,8 @@ def _plan_arrays(chunk: Chunk, most: int) -> Plan:
     return Plan(*(jnp.asarray(np.array(x, np.int32)) for x in (chunk.start, gaps, len(chunk.recorded))))
 
 
-def _lanes(settings: list[Hypers], seeds: list[int], replicas: int) -> tuple[Lane, dict[str, np.ndarray]]:
+def lanes_of(settings: list[Hypers], seeds: list[int], replicas: int) -> tuple[Lane, dict[str, np.ndarray]]:
+    """Settings × seeds × replicas as lanes [n], and their coordinates in a history."""
     rows = [(setting, seed, replica) for setting in settings for seed in seeds for replica in range(replicas)]
     columns = {name: np.array([float(getattr(s, name)) for s, _, _ in rows]) for name in Hypers._fields}
     coordinates = {
