@@ -15,7 +15,7 @@ from experiments.options import Options
 from vgjax.names import nearest
 
 SIZES = {"smoke": ["--smoke"], "full": ["--full"], "default": []}
-EXPERIMENTS = ("mxnet_mnist", "keras_notebook")
+EXPERIMENTS = ("mxnet_mnist", "keras_notebook", "schoenholz_gradients", "poole_maps")
 
 
 def main() -> int:
@@ -37,26 +37,25 @@ def _reproduce(options: Options) -> int:
         if name not in EXPERIMENTS:
             raise ValueError(f"unknown experiment {name!r}; {nearest(name, EXPERIMENTS)}")
     _prepare_jax(options.smoke)
-    from experiments.reproduction import write_json
+    from experiments.reproduction import outcome_of, write_json
     from vgjax.environment import environment
     from vgjax.figures import save
     from vgjax.report import write_page
 
     started = time.monotonic()
-    size = "smoke" if options.smoke else "full" if options.full else "default"
     console = Console(stderr=True)
     outcomes, seconds = [], {}
     for name in names:
         begun = time.monotonic()
         console.print(f"{name} …", highlight=False)
-        outcomes.append(importlib.import_module(f"experiments.{name}").run(options))
+        outcomes.append(outcome_of(importlib.import_module(f"experiments.{name}"), options))
         seconds[name] = round(time.monotonic() - begun, 1)
         console.print(f"{name}: {seconds[name]:.0f} s", highlight=False)
     made = environment() | {
         "seconds": round(time.monotonic() - started, 1),
         "seconds_each": seconds,
-        "command": " ".join(["python -m experiments", *options.names, *SIZES[size]]),
-        "size": size,
+        "command": " ".join(["python -m experiments", *options.names, *SIZES[options.size]]),
+        "size": options.size,
         "resumed": options.resume,
     }
     folder = options.out / "figures"

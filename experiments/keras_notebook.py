@@ -36,6 +36,7 @@ from __future__ import annotations
 import math
 from dataclasses import replace
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -44,7 +45,6 @@ from matplotlib.ticker import MaxNLocator
 
 from experiments.options import RECORDED, Options
 from experiments.reproduction import (
-    Outcome,
     Picture,
     Row,
     Within,
@@ -117,8 +117,23 @@ SCALE_FREE, SCALED = Within(factor=1.5), Within(low=10)
 NEVER = Within(high=1)
 
 
-def run(options: Options) -> Outcome:
-    """Train the five stages in order, judge and draw."""
+class Data(NamedTuple):
+    """Histories by stage, first steps with and without batch norm, theory's predictions, layer by layer."""
+
+    histories: dict[str, xr.Dataset]
+    first: dict[str, xr.Dataset]
+    theory: dict[str, xr.Dataset]
+    closed: dict[str, np.ndarray]
+    notes: list[str]
+
+    @property
+    def has_data(self) -> bool:
+        """Whether the images are the notebook's own."""
+        return not self.notes
+
+
+def run(options: Options) -> Data:
+    """Train the five stages in order."""
     iris = load("iris_petal")
     fashion, note = dataset_or_stand_in("fashion_mnist", options)
     if options.smoke:
@@ -130,10 +145,11 @@ def run(options: Options) -> Outcome:
     histories = {stage: result.history for stage, result in results.items()}
     # In a smoke test, as many images as the stages have for training and validation: their compiled programs serve.
     first = _first_steps(options, iris, head(fashion, 360, 40) if options.smoke else fashion)
-    rows = check(histories, first, iris, 1 if options.smoke else 4, has_data=note is None)
     drawn = [stage for stage in GRID if stage != CLIPPED]  # which starts from weights that are trained
     theory = {stage: signals(histories[stage], _data_of(stage, iris, fashion))[""] for stage in drawn}
-    return Outcome(TITLE, rows, plot(histories, theory), [note] if note else [])
+    batches = 1 if options.smoke else 4
+    closed = {stage: closed_form(sized(GRID[stage][0], options), iris, batches) for stage in (SIGMOID, LEAKY)}
+    return Data(histories, first, theory, closed, [note] if note else [])
 
 
 def _data_of(stage: str, iris: Dataset, images: Dataset) -> Dataset:
@@ -178,10 +194,9 @@ def _first_steps(options: Options, iris: Dataset, images: Dataset) -> dict[str, 
     }
 
 
-def check(
-    histories: dict[str, xr.Dataset], first: dict[str, xr.Dataset], iris: Dataset, n_batches: int, has_data: bool
-) -> list[Row]:
+def check(data: Data) -> list[Row]:
     """The notebook's counts, Keras's figures, and the claims: who vanishes, what batch norm and clipping do."""
+    histories, has_data = data.histories, data.has_data
     rows = [_count("iris network", IRIS, 2, 3, 25475), _count("Fashion-MNIST network", FASHION, 784, 10, 48396)]
     for stage, accuracy, loss, within in ((SIGMOID, 0.667, 0.996, SIGMOID_LOSS), (LEAKY, 0.847, 0.261, LEAKY_LOSS)):
         last = histories[stage].isel(evaluation=-1)
@@ -192,9 +207,7 @@ def check(
     for stage, claim in ((SIGMOID, VANISHES), (LEAKY, EVEN)):
         quantity = f"{stage}: gradient RMS, first layer over last hidden, step 1"
         ratio = geometric_estimate(layer_ratio(histories[stage]).values)
-        hidden = tuple(int(width) for width in histories[stage]["fan_out"].values[:-1])
-        rms = closed_form(replace(GRID[stage][0], hidden=hidden), iris, n_batches)
-        predicted = float(rms[0] / rms[-2])
+        predicted = float(data.closed[stage][0] / data.closed[stage][-2])
         rows.append(row(NAME, quantity, CLOSED_FORM, ratio, AGAINST_THEORY, predicted=predicted))
         rows.append(row(NAME, quantity, "as the notebook tells it", ratio, claim))
     validation = histories[NORMED]["validation_accuracy"]
@@ -205,7 +218,7 @@ def check(
     final = estimate(histories[CLIPPED]["validation_accuracy"].isel(evaluation=-1).values)
     quantity = f"{CLIPPED}: validation accuracy after 5 epochs"
     rows.append(row(NAME, quantity, KERAS, final, NEAR_KERAS, published=0.889, has_data=has_data))
-    rows += _batch_norm_rows(first, has_data)
+    rows += _batch_norm_rows(data.first, has_data)
     largest = histories[CLIPPED]["gradient_max"].max(["record", "layer"]).values
     quantity = f"{CLIPPED}: largest |gradient| of any weight over the clip's threshold"
     rows.append(row(NAME, quantity, "our reading: the clip never acts", estimate(largest), NEVER, has_data=has_data))
@@ -244,9 +257,9 @@ def _ratio_of_means(a: np.ndarray, b: np.ndarray) -> Estimate:
     return Estimate(ratio, ratio * math.exp(relative.low), ratio * math.exp(relative.high), len(a))
 
 
-def plot(histories: dict[str, xr.Dataset], theory: dict[str, xr.Dataset]) -> list[Picture]:
+def plot(data: Data) -> list[Picture]:
     """Every stage's layers side by side, and what each learnt."""
-    return [_layers(histories, theory), _learning(histories)]
+    return [_layers(data.histories, data.theory), _learning(data.histories)]
 
 
 @figures.styled

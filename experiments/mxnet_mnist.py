@@ -24,7 +24,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -32,7 +32,6 @@ import xarray as xr
 
 from experiments.options import RECORDED, Options
 from experiments.reproduction import (
-    Outcome,
     Picture,
     Row,
     Within,
@@ -113,8 +112,23 @@ EARLY_RELU = Within(share=0.25)
 LEARNT = Within(low=0.93)
 
 
-def run(options: Options) -> Outcome:
-    """Both modes and all settings: train, measure, judge and draw."""
+class Data(NamedTuple):
+    """Histories by mode and setting, the first step from many seeds, and what theory says of it, by setting."""
+
+    histories: dict[tuple[str, str], xr.Dataset]
+    at_start: dict[str, xr.Dataset]
+    predicted: dict[str, np.ndarray]
+    beside_theory: dict[str, xr.Dataset]
+    notes: list[str]
+
+    @property
+    def has_data(self) -> bool:
+        """Whether the data are the tutorial's own."""
+        return not self.notes
+
+
+def run(options: Options) -> Data:
+    """Both modes and all settings: train and measure."""
     data, note = dataset_or_stand_in("mnist", options)
     if options.smoke:
         data = head(data, 512, FAITHFUL.batch_size)
@@ -129,10 +143,8 @@ def run(options: Options) -> Outcome:
         setting: closed_form(sized(replace(FAITHFUL, **fields), options), data, 1 if options.smoke else 4)
         for setting, fields in GRID.items()
     }
-    rows = check(histories, at_start, predicted, has_data=note is None)
     beside_theory = {setting: signals(histories["faithful", setting], data)[""] for setting in GRID}
-    pictures = plot(histories, predicted, beside_theory, has_data=note is None)
-    return Outcome(TITLE, rows, pictures, [note] if note else [])
+    return Data(histories, at_start, predicted, beside_theory, [note] if note else [])
 
 
 def _train(options: Options, folder: Path, config: Config, data: Dataset) -> xr.Dataset:
@@ -154,13 +166,9 @@ def _first_steps(options: Options, fields: dict[str, Any], data: Dataset) -> xr.
     return train(config, HYPERS, seeds, dataset=data).history
 
 
-def check(
-    histories: dict[tuple[str, str], xr.Dataset],
-    at_start: dict[str, xr.Dataset],
-    predicted: dict[str, np.ndarray],
-    has_data: bool,
-) -> list[Row]:
+def check(data: Data) -> list[Row]:
     """Measured against the tutorial's log and against the closed form."""
+    histories, at_start, predicted, has_data = data.histories, data.at_start, data.predicted, data.has_data
     rows = []
     for setting in GRID:
         first = estimate(by_seed(at_start[setting]["gradient_rms"].isel(record=0, layer=0)).values)
@@ -213,19 +221,14 @@ def _clean_row(setting: str, history: xr.Dataset, has_data: bool) -> Row:
     return row(NAME, quantity, "as the tutorial tells it", after, expected, has_data=has_data)
 
 
-def plot(
-    histories: dict[tuple[str, str], xr.Dataset],
-    predicted: dict[str, np.ndarray],
-    beside_theory: dict[str, xr.Dataset],
-    has_data: bool,
-) -> list[Picture]:
+def plot(data: Data) -> list[Picture]:
     """The tutorial's figures, and what they leave out: every layer, and both modes."""
-    faithful = {setting: histories["faithful", setting] for setting in GRID}
+    faithful = {setting: data.histories["faithful", setting] for setting in GRID}
     return [
-        _first_layer_over_time(faithful, predicted, has_data),
-        _every_layer(faithful, beside_theory),
+        _first_layer_over_time(faithful, data.predicted, data.has_data),
+        _every_layer(faithful, data.beside_theory),
         _histograms(faithful),
-        _accuracy(histories, has_data),
+        _accuracy(data.histories, data.has_data),
     ]
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 from tyro.conf import Positional
 
@@ -22,10 +22,15 @@ class Options:
     smoke: bool = False
     """Every step of every experiment in seconds: tests the code, reproduces nothing."""
     full: bool = False
-    """Training from 8 seeds instead of 3."""
+    """The sources' own sizes where the default takes smaller ones; training from 8 seeds instead of 3."""
     resume: bool = False
     """Go on with an interrupted reproduction; otherwise earlier runs of the same experiments in --out are replaced."""
     data_dir: Path | None = None
     """Where prepared data are kept [folder]."""
     manual_dir: Path | None = None
     """Original files of the data sets, a folder each [folder]."""
+
+    @property
+    def size(self) -> Literal["smoke", "default", "full"]:
+        """How much is done: the key of an experiment's sizes."""
+        return "smoke" if self.smoke else "full" if self.full else "default"

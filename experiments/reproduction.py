@@ -7,7 +7,7 @@ import shutil
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 import matplotlib.figure
 import pandas as pd
@@ -57,18 +57,44 @@ class Outcome:
     notes: list[str]
 
 
+class Experiment(Protocol):
+    """What a file of an experiment has at its top level.
+
+    What `run` gives holds simulation and theory: an xarray.Dataset (`attrs["notes"]`), or a named tuple (`notes`) of
+    several; `notes` are there where something is to be said in plain words. `check` and `plot` look at that alone.
+    """
+
+    TITLE: str
+
+    def run(self, options: Options) -> Any:
+        """Simulate, and ask theory."""
+
+    def check(self, data: Any) -> list[Row]:
+        """The rows of the verdict."""
+
+    def plot(self, data: Any) -> list[Picture]:
+        """The figures."""
+
+
+def outcome_of(experiment: Experiment, options: Options) -> Outcome:
+    """Run an experiment, judge and draw."""
+    data = experiment.run(options)
+    return Outcome(experiment.TITLE, experiment.check(data), experiment.plot(data), list(getattr(data, "notes", ())))
+
+
 @dataclass(frozen=True)
 class Within:
-    """A tolerance: by a factor, by a share, or between bounds; and its own wording."""
+    """A tolerance: by a factor, by a share, by a margin, or between bounds; and its own wording."""
 
     factor: float | None = None
     share: float | None = None
+    margin: float | None = None
     low: float = -math.inf
     high: float = math.inf
 
     def holds(self, measured: float, reference: float | None) -> bool:
         """Whether the measured value is within the tolerance of the reference (which bounds do not need)."""
-        if reference is None and (self.factor is not None or self.share is not None):
+        if reference is None and (self.factor, self.share, self.margin) != (None, None, None):
             raise ValueError(f"a tolerance of {self} needs something to be compared with")
         if not math.isfinite(measured):
             return False
@@ -76,6 +102,8 @@ class Within:
             return reference / self.factor <= measured <= reference * self.factor
         if self.share is not None and reference is not None:
             return abs(measured - reference) <= self.share * abs(reference)
+        if self.margin is not None and reference is not None:
+            return abs(measured - reference) <= self.margin
         return self.low <= measured <= self.high
 
     def __str__(self) -> str:
@@ -83,6 +111,8 @@ class Within:
             return f"×/÷ {self.factor:g}"
         if self.share is not None:
             return "exactly" if self.share == 0 else f"± {100 * self.share:g} %"
+        if self.margin is not None:
+            return f"± {self.margin:g}"
         if math.isinf(self.high):
             return f"at least {self.low:g}"
         return f"at most {self.high:g}" if math.isinf(self.low) else f"{self.low:g} to {self.high:g}"

@@ -211,8 +211,8 @@ def test_slices_of_lanes(eight_lanes, lanes_a_slice, monkeypatch):
     lane_bytes = sum(leaf.nbytes for leaf in jax.tree.leaves(eight_lanes.variables)) // 8
     monkeypatch.setattr(parallel, "CPU_CACHE_BYTES", (2 * lane_bytes + 200) * lanes_a_slice)  # weights and momentum
     seen = []
-    slice_size = parallel._slice_size
-    monkeypatch.setattr(parallel, "_slice_size", lambda n, size: seen.append(slice_size(n, size)) or seen[-1])
+    slice_size = parallel.slice_size
+    monkeypatch.setattr(parallel, "slice_size", lambda n, size: seen.append(slice_size(n, size)) or seen[-1])
     programs._chunk_program.cache_clear()
     sliced = run(small.CONFIG, SETTINGS, 4, dataset=small.dataset())
     programs._chunk_program.cache_clear()
@@ -225,7 +225,7 @@ def test_slices_of_lanes(eight_lanes, lanes_a_slice, monkeypatch):
 )
 def test_slice_sizes(n, lane_bytes, size):
     """The largest divisor of the number of lanes that fits, and at least one lane."""
-    assert parallel._slice_size(n, lane_bytes) == size and parallel._slice_size(1, 10**12) == 1
+    assert parallel.slice_size(n, lane_bytes) == size and parallel._slice_size(1, 10**12) == 1
 
 
 def test_nothing_is_compiled_twice(eight_lanes):

@@ -45,6 +45,13 @@ def estimate(values: np.ndarray, confidence: float = 0.95) -> Estimate:
     return Estimate(mean, mean - half, mean + half, n)
 
 
+def interval(values: xr.DataArray, along: str = "seed") -> xr.Dataset:
+    """`estimate` along one dimension, elsewhere element by element: mean, low and high."""
+    n, mean = values.sizes[along], values.mean(along)
+    half = scipy_stats.t.ppf(0.975, n - 1) * values.std(along, ddof=1) / np.sqrt(n) if n > 1 else np.nan
+    return xr.Dataset({"mean": mean, "low": mean - half, "high": mean + half})
+
+
 def geometric_estimate(values: np.ndarray) -> Estimate:
     """As `estimate`, of the logarithms: for gradients, which spread over magnitudes; zeros give NaN."""
     with np.errstate(divide="ignore", invalid="ignore"):

@@ -51,6 +51,15 @@ def series(
     axes.fill_between(x, low, high, color=f"C{which}", alpha=0.18, linewidth=0)
 
 
+def points(axes: Axes, x: ArrayLike, found: xr.Dataset, which: int, label: str | None = None) -> None:
+    """Measured points, not joined: where theory draws the line; `found`: by `analysis.interval`, as many as x."""
+    y, low, high = (np.atleast_1d(found[end].values) for end in ("mean", "low", "high"))
+    axes.errorbar(
+        np.atleast_1d(x), y, [y - low, high - y], linestyle="none", marker=MARKERS[which % len(MARKERS)],
+        color=f"C{which}", elinewidth=1, capsize=2, zorder=4, label=label,
+    )  # fmt: skip
+
+
 def theory_line(axes: Axes, x: ArrayLike, y: ArrayLike, which: int, label: str | None = None) -> None:
     """A predicted line: dashed, without points."""
     axes.plot(x, y, linestyle="--", linewidth=1.1, color=f"C{which}", label=label)

@@ -119,7 +119,7 @@ def run(
     where = parallel.layout(shard, lanes, _batch_sizes(config, len(train.labels)), devices)
     program = Program(_compiled_for(config, deepest), dataset.classes, len(train.labels), where)
     chunks = plan(config, program.steps_per_epoch, program.total_steps)
-    all_lanes, coordinates = _lanes(pairs, config.replicas)
+    all_lanes, coordinates = lanes_of(pairs, config.replicas)
     most = max(2, *(len(chunk.recorded) for chunk in chunks))  # no fewer than a last epoch's two
     depth = jnp.int32(len(config.hidden)) if deepest else None
     shared = Shared(train, validation, _plan_arrays(chunks[0], most), depth)
@@ -335,7 +335,8 @@ def _plan_arrays(chunk: Chunk, most: int) -> Plan:
     return Plan(*(jnp.asarray(np.array(x, np.int32)) for x in (chunk.start, gaps, len(chunk.recorded))))
 
 
-def _lanes(pairs: Sequence[tuple[Hypers, int]], replicas: int) -> tuple[Lane, dict[str, np.ndarray]]:
+def lanes_of(pairs: Sequence[tuple[Hypers, int]], replicas: int) -> tuple[Lane, dict[str, np.ndarray]]:
+    """Pairs of setting and seed, times replicas, as lanes [n], and their coordinates in a history."""
     rows = [(setting, seed, replica) for setting, seed in pairs for replica in range(replicas)]
     columns = {name: np.array([float(getattr(s, name)) for s, _, _ in rows]) for name in Hypers._fields}
     coordinates = {

@@ -132,7 +132,7 @@ def program(where: Layout, one_lane: Callable[..., Any], lane_bytes: int) -> Cal
         if n == 1:  # one lane costs no more than without vmap
             result = one_lane(shared, jax.tree.map(lambda x: x[0], lanes))
             return jax.tree.map(lambda x: x[None], result)
-        size = _slice_size(n, lane_bytes)
+        size = slice_size(n, lane_bytes)
         if size == n:
             return jax.vmap(one_lane, in_axes=(None, 0))(shared, lanes)
         return jax.lax.map(lambda lane: one_lane(shared, lane), lanes, batch_size=size if size > 1 else None)
@@ -162,7 +162,7 @@ def start_program(one_lane: Callable[..., Any]) -> Callable[..., Any]:
 CPU_CACHE_BYTES = 4_000_000
 
 
-def _slice_size(n_lanes: int, lane_bytes: int) -> int:
+def slice_size(n_lanes: int, lane_bytes: int) -> int:
     """Lanes under one vmap: all of them, but on a CPU no more than its cache holds (a divisor of n_lanes)."""
     if jax.default_backend() != "cpu":
         return n_lanes
