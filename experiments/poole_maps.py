@@ -16,6 +16,8 @@ starts.
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import jax
 import numpy as np
 import pandas as pd
@@ -35,14 +37,23 @@ NAME = "poole_maps"
 TITLE = "Poole et al. 2016: maps of length and correlation"
 PAPER = "after Poole et al. 2016, 1606.05340; closed form"
 
-WIDTH, DEPTH = 1000, 20
-CONFIG = Config(hidden=(WIDTH,) * (DEPTH - 1), activation="tanh", initializer="mean_field")
+DEPTH = 20
 SIGMA_B = 0.3
-SIGMAS = (1.3, 2.5, 4.0)
 LENGTHS = (0.3, 1.0, 3.0, 6.0, 10.0, 15.0)  # q¹ of signals along one direction
 CORRELATIONS = (0.0, 0.25, 0.5, 0.75, 0.9, 0.9999)  # c¹ of pairs at q*
 SETTLED = slice(11, DEPTH)  # layers
-SEEDS = {"smoke": 20, "default": 40, "full": 40}
+
+
+class Size(NamedTuple):
+    """How much is simulated."""
+
+    width: int
+    seeds: int
+    sigmas: tuple[float, ...]  # σ_w
+
+
+PAPERS = Size(1000, 40, (1.3, 2.5, 4.0))
+SIZES = {"smoke": Size(50, 2, (1.3, 4.0)), "default": PAPERS, "full": PAPERS}
 
 # Written down before the run.
 LENGTH = Within(share=0.03)
@@ -58,17 +69,20 @@ def run(options: Options) -> xr.Dataset:
       q [sigma_w, seed, layer, start] and c [sigma_w, seed, layer, pair], q_predicted and c_predicted without seeds; the
       maps' curves q_curve [sigma_w, q_at] and c_curve [sigma_w, c_at]; q_star, c_star and chi1 [sigma_w].
     """
-    sigmas = SIGMAS[:2] if options.smoke else SIGMAS
-    parts = [_at(sigma_w, SEEDS[options.size]) for sigma_w in sigmas]
-    return xr.concat(parts, xr.DataArray(list(sigmas), dims="sigma_w", name="sigma_w"))
+    size = SIZES[options.size]
+    parts = [_at(sigma_w, size) for sigma_w in size.sigmas]
+    return xr.concat(parts, xr.DataArray(list(size.sigmas), dims="sigma_w", name="sigma_w"))
 
 
-def _at(sigma_w: float, seeds: int) -> xr.Dataset:
+def _at(sigma_w: float, size: Size) -> xr.Dataset:
+    config = Config(hidden=(size.width,) * (DEPTH - 1), activation="tanh", initializer="mean_field")
     fixed = theory.fixed_point("tanh", sigma_w**2, SIGMA_B**2)
-    inputs = _inputs(sigma_w, fixed.q)
-    measured = probe(products, CONFIG, Hypers(sigma_w=sigma_w, sigma_b=SIGMA_B), seeds, inputs, classes=WIDTH)[0]
-    variances = layer_variances((WIDTH,) * (DEPTH + 1), CONFIG.initializer, None, sigma_w)
-    predicted = pair_profile(inputs, CONFIG.activation, variances, SIGMA_B).preactivation
+    inputs = _inputs(sigma_w, fixed.q, size.width)
+    measured = probe(
+        products, config, Hypers(sigma_w=sigma_w, sigma_b=SIGMA_B), size.seeds, inputs, classes=size.width
+    )[0]
+    variances = layer_variances((size.width,) * (DEPTH + 1), config.initializer, None, sigma_w)
+    predicted = pair_profile(inputs, config.activation, variances, SIGMA_B).preactivation
     q_at, c_at = np.linspace(0, 16, 81), np.linspace(0, 1, 81)
     q_curve = theory.length_map(q_at, sigma_w**2, SIGMA_B**2, "tanh")
     c_curve = theory.correlation_map(c_at, fixed.q, sigma_w**2, SIGMA_B**2, "tanh")
@@ -87,9 +101,9 @@ def products(network: Network) -> jax.Array:
     return per_layer(lambda z: z @ z.T / z.shape[-1], network.seen(network.inputs).pre_activations)
 
 
-def _inputs(sigma_w: float, q_star: float) -> np.ndarray:
+def _inputs(sigma_w: float, q_star: float, width: int) -> np.ndarray:
     """Signals whose q¹ are LENGTHS; then one at q*, and others there whose c¹ with it are CORRELATIONS."""
-    first, second = np.linalg.qr(np.random.default_rng(0).standard_normal((WIDTH, 2)))[0].T * WIDTH**0.5
+    first, second = np.linalg.qr(np.random.default_rng(0).standard_normal((width, 2)))[0].T * width**0.5
     square = (np.array([*LENGTHS, q_star]) - SIGMA_B**2) / sigma_w**2  # ‖x‖²/n₀
     cosine = (np.array(CORRELATIONS) * q_star - SIGMA_B**2) / (q_star - SIGMA_B**2)
     others = np.outer(cosine, first) + np.outer(np.sqrt(1 - cosine**2), second)

@@ -21,6 +21,7 @@ and the slope, where it is far from 0, to ± 5 % of that of networks drawn at th
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import jax
 import numpy as np
@@ -41,13 +42,25 @@ TITLE = "Schoenholz et al. 2016: gradients grow or fall by χ₁ a layer"
 PAPER = "after Schoenholz et al. 2016, 1611.01232; closed form"
 DRAWN = "after Schoenholz et al. 2016, 1611.01232; drawn at this width"
 
-CONFIG = Config(hidden=(300,) * 240, activation="tanh", initializer="mean_field")
 CLASSES = 10
 SIGMA_B2 = 0.05
 CRITICAL = 1.76095  # where χ₁ = 1
 VARIANCES = (1.0, 1.3, CRITICAL, 2.0, 2.5, 3.0, 4.0)
-SEEDS = {"smoke": 4, "default": 20, "full": 20}
-SETTLED = slice(20, 220)  # layers where lengths have converged, away from both ends
+MARGIN = 20  # layers at both ends that are left out: lengths have not settled yet
+
+
+class Size(NamedTuple):
+    """How much is simulated."""
+
+    depth: int  # hidden layers
+    width: int
+    seeds: int
+    draws: int  # networks of theory's band
+    variances: tuple[float, ...]  # σ_w²
+
+
+PAPERS = Size(240, 300, 20, 100, VARIANCES)
+SIZES = {"smoke": Size(50, 30, 2, 4, (1.0, CRITICAL, 4.0)), "default": PAPERS, "full": PAPERS}
 
 # Written down before the run.
 CHI1 = Within(share=0.02)
@@ -63,25 +76,26 @@ def run(options: Options) -> xr.Dataset:
       measured [sigma_w2, seed, layer], predicted [sigma_w2, layer] and drawn [sigma_w2, draw, layer]: log₁₀ ‖∂E/∂W‖²;
       chi1 [sigma_w2], and its curve [at].
     """
-    variances = (VARIANCES[0], CRITICAL, VARIANCES[-1]) if options.smoke else VARIANCES
-    settings = [Hypers(sigma_w=variance**0.5, sigma_b=SIGMA_B2**0.5) for variance in variances]
-    inputs = np.random.default_rng(0).standard_normal((1, CONFIG.hidden[0]))
-    widths = (inputs.shape[1], *CONFIG.hidden, CLASSES)
-    size = np.log10(np.multiply(widths[:-1], widths[1:]))
-    log_rms = probe(weight_gradient, CONFIG, settings, SEEDS[options.size], inputs, classes=CLASSES)
-    predicted = [_predicted(setting, inputs, widths) for setting in settings]
-    drawn = np.stack([_drawn(setting, inputs, 16 if options.smoke else 100) for setting in settings])
+    size = SIZES[options.size]
+    config = Config(hidden=(size.width,) * size.depth, activation="tanh", initializer="mean_field")
+    settings = [Hypers(sigma_w=variance**0.5, sigma_b=SIGMA_B2**0.5) for variance in size.variances]
+    inputs = np.random.default_rng(0).standard_normal((1, size.width))
+    widths = (size.width, *config.hidden, CLASSES)
+    weights = np.log10(np.multiply(widths[:-1], widths[1:]))
+    log_rms = probe(weight_gradient, config, settings, size.seeds, inputs, classes=CLASSES)
+    predicted = [_predicted(config, setting, inputs) for setting in settings]
+    drawn = np.stack([_drawn(config, setting, inputs, size.draws) for setting in settings])
     at = np.linspace(0.9, 4.1, 3 if options.smoke else 65)
     over = ("sigma_w2", "layer")
     return xr.Dataset(
         {
-            "measured": (("sigma_w2", "seed", "layer"), 2 * log_rms.astype(np.float64) + size),
-            "predicted": (over, 2 * np.array(predicted) + size),
-            "drawn": (("sigma_w2", "draw", "layer"), 2 * drawn + size),
-            "chi1": ("sigma_w2", _chi1(variances)),
+            "measured": (("sigma_w2", "seed", "layer"), 2 * log_rms.astype(np.float64) + weights),
+            "predicted": (over, 2 * np.array(predicted) + weights),
+            "drawn": (("sigma_w2", "draw", "layer"), 2 * drawn + weights),
+            "chi1": ("sigma_w2", _chi1(size.variances)),
             "curve": ("at", _chi1(at)),
         },
-        {"sigma_w2": list(variances), "layer": np.arange(1, len(widths)), "at": at},
+        {"sigma_w2": list(size.variances), "layer": np.arange(1, len(widths)), "at": at},
     )
 
 
@@ -94,23 +108,28 @@ def _chi1(variances: Sequence[float] | np.ndarray) -> np.ndarray:
     return np.array([theory.fixed_point("tanh", float(variance), SIGMA_B2).chi1 for variance in variances])
 
 
-def _predicted(hypers: Hypers, inputs: np.ndarray, widths: tuple[int, ...]) -> np.ndarray:
+def _predicted(config: Config, hypers: Hypers, inputs: np.ndarray) -> np.ndarray:
     """log₁₀ RMS at infinite width."""
+    widths = (inputs.shape[1], *config.hidden, CLASSES)
     profile = predicted_profile(
-        inputs, [0], widths, CONFIG.activation, CONFIG.initializer, None, hypers.sigma_w, hypers.sigma_b
+        inputs, [0], widths, config.activation, config.initializer, None, hypers.sigma_w, hypers.sigma_b
     )
     return np.log10(profile.gradient_rms)
 
 
-def _drawn(hypers: Hypers, inputs: np.ndarray, n: int) -> np.ndarray:
+def _drawn(config: Config, hypers: Hypers, inputs: np.ndarray, n: int) -> np.ndarray:
     """log₁₀ RMS of networks drawn at this width, [n, L]."""
-    draws = draw_networks(CONFIG, hypers, np.repeat(inputs[None], n, 0), np.zeros((n, 1), np.int32), CLASSES, 1)
+    draws = draw_networks(config, hypers, np.repeat(inputs[None], n, 0), np.zeros((n, 1), np.int32), CLASSES, 1)
     return np.log10(draws.gradient_rms)
+
+
+def _settled(values: xr.DataArray) -> xr.DataArray:
+    return values.sel(layer=slice(MARGIN, values.sizes["layer"] - MARGIN - 1))
 
 
 def _growth(log10_squares: xr.DataArray) -> xr.DataArray:
     """Slope of ln‖∂E/∂W‖² per layer going back, over the settled layers."""
-    line = log10_squares.sel(layer=SETTLED).polyfit("layer", 1)
+    line = _settled(log10_squares).polyfit("layer", 1)
     return -np.log(10) * line["polyfit_coefficients"].sel(degree=1, drop=True)
 
 
@@ -127,7 +146,7 @@ def check(data: xr.Dataset) -> list[Row]:
         if abs(np.log(chi1)) > FAR:
             quantity, predicted = f"{at}: slope of ln‖∂E/∂W‖² per layer going back", drawn.sel(sigma_w2=variance).mean()
             rows.append(row(NAME, quantity, DRAWN, slope, SLOPE, predicted=float(predicted)))
-            settled = data["measured"].sel(sigma_w2=variance, layer=SETTLED).mean("seed")
+            settled = _settled(data["measured"]).sel(sigma_w2=variance).mean("seed")
             straight.append(np.corrcoef(settled["layer"].values, settled.values)[0, 1] ** 2)
     least = Estimate(float(min(straight)), np.nan, np.nan, growth.sizes["seed"])
     quantity = "share of its variance that a straight line explains, the least of these"

@@ -225,7 +225,7 @@ def test_slices_of_lanes(eight_lanes, lanes_a_slice, monkeypatch):
 )
 def test_slice_sizes(n, lane_bytes, size):
     """The largest divisor of the number of lanes that fits, and at least one lane."""
-    assert parallel.slice_size(n, lane_bytes) == size and parallel._slice_size(1, 10**12) == 1
+    assert parallel.slice_size(n, lane_bytes) == size and parallel.slice_size(1, 10**12) == 1
 
 
 def test_nothing_is_compiled_twice(eight_lanes):
