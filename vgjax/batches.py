@@ -39,21 +39,13 @@ def arrays(dataset: Dataset, config: Config) -> tuple[Arrays, Arrays]:
     Raises:
       ValueError: the holdout or a batch is larger than the data, or bytes scaling of floats.
     """
-    n = len(dataset.train_labels) - config.holdout
-    if n < 1:
-        raise ValueError(f"holdout {config.holdout} leaves nothing of {len(dataset.train_labels)} training examples")
-    if n < config.batch_size and config.last_batch == "drop":
-        raise ValueError(f"batch_size {config.batch_size} is more than the {n} training examples; allowed: 1 to {n}")
+    check_sizes(dataset, config)
     inputs, labels = dataset.train_inputs[config.holdout :], dataset.train_labels[config.holdout :]
     validation = (dataset.test_inputs, dataset.test_labels)
     if config.holdout:
         validation = (dataset.train_inputs[: config.holdout], dataset.train_labels[: config.holdout])
     if config.replicas > 1:  # each replica scores its own part of every batch, and the rest is dropped
         usable = len(validation[1]) - len(validation[1]) % config.batch_size
-        if not usable:
-            raise ValueError(
-                f"batch_size {config.batch_size} is more than the {len(validation[1])} validation examples"
-            )
         validation = (validation[0][:usable], validation[1][:usable])
     shift, scale = _scaling(inputs, config)
 
@@ -61,6 +53,22 @@ def arrays(dataset: Dataset, config: Config) -> tuple[Arrays, Arrays]:
         return Arrays(*map(jnp.asarray, (x, y.astype(np.int32), shift, scale)))
 
     return place(inputs, labels), place(*validation)
+
+
+def check_sizes(dataset: Dataset, config: Config) -> None:
+    """Refuse a holdout or a batch that is larger than the data.
+
+    Raises:
+      ValueError: it is.
+    """
+    n = len(dataset.train_labels) - config.holdout
+    if n < 1:
+        raise ValueError(f"holdout {config.holdout} leaves nothing of {len(dataset.train_labels)} training examples")
+    if n < config.batch_size and config.last_batch == "drop":
+        raise ValueError(f"batch_size {config.batch_size} is more than the {n} training examples; allowed: 1 to {n}")
+    n_validation = config.holdout or len(dataset.test_labels)
+    if config.replicas > 1 and n_validation < config.batch_size:
+        raise ValueError(f"batch_size {config.batch_size} is more than the {n_validation} validation examples")
 
 
 def _scaling(inputs: np.ndarray, config: Config) -> tuple[np.ndarray, np.ndarray]:

@@ -16,7 +16,8 @@ import xarray as xr
 import yaml
 
 from vgjax import grid as grids
-from vgjax import history, parallel
+from vgjax import history, loop, parallel
+from vgjax.batches import check_sizes
 from vgjax.checks import check_names
 from vgjax.config import Config
 from vgjax.data import Dataset, load
@@ -110,6 +111,11 @@ class Job:
         names = dict.fromkeys(config.dataset for config in configs)
         self._data = {name: dataset or load(name, data_dir, manual_dir) for name in names}
         self._histories: dict[str, xr.Dataset] = {}  # by slice, where there is no folder
+        for config in configs:  # what can be refused is refused before anything runs
+            data = self.data(config)
+            check_sizes(data, config)
+            steps = shape(config, data)
+            loop.plan(config, steps.steps_per_epoch, steps.steps)
         self.plan = self._plan()
 
     def data(self, config: Config) -> Dataset:
