@@ -83,7 +83,7 @@ def run(
       shard: what the devices share, "lanes" or "batch"; "auto": lanes where they divide.
       devices: how many devices; None: all.
       progress: called with every finished chunk of the history and the number of steps of the whole run; a
-        KeyboardInterrupt from it stops the run, with a checkpoint of what has landed.
+        KeyboardInterrupt from it stops the run, with a checkpoint of what has landed; of several processes, all.
 
     Returns:
       The history and the trained variables.
@@ -193,10 +193,11 @@ class _Landing:
                 self.progress(part, program.total_steps)
         except KeyboardInterrupt as asked:  # what has landed is kept
             stop = asked
-        if self.disk and (stop or is_last or self.disk.wants_checkpoint()):
+        stops = parallel.anywhere(stop is not None)  # all processes at the same chunk
+        if self.disk and (stops or is_last or self.disk.wants_checkpoint()):
             self.disk.save(chunk.stop, parallel.gather(program.where, (self.lanes, state)))
-        if stop:
-            raise stop
+        if stops:
+            raise stop or KeyboardInterrupt
 
     def _look_closer(self, flight: _Flight, suspects: np.ndarray) -> None:
         closer = _divergence_program(_without_start(self.program), self.lane_bytes)
