@@ -17,7 +17,7 @@ CASES = {  # config, settings, seeds, shard
     "lanes": (LANES, ONE_EXPLODES, 2, "lanes"),
     "batch": (BATCH, SETTINGS, 1, "batch"),
 }
-RESUMED = changed(activation="relu", epochs=4), ONE_EXPLODES, 2
+RESUMED = changed(activation="relu", epochs=4), SETTINGS, 2
 
 
 def main(path: str, folder: str, where: list[str]) -> None:

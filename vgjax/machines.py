@@ -24,7 +24,7 @@ import jax
 
 PATIENCE = 30  # seconds without a sign of life after which a process counts as lost
 LOST = "another process of this job is gone; go on from the last checkpoint with --resume"
-LOSS = re.compile("Gloo|NCCL|coordination service|heartbeat|UNAVAILABLE|DEADLINE_EXCEEDED")  # in an error's message
+LOSS = re.compile(r"[A-Z_]+: .*(Gloo|NCCL)|(UNAVAILABLE|DEADLINE_EXCEEDED|ABORTED): ")  # how XLA's messages begin
 ALLOWED = "allowed: nothing more under Slurm, Open MPI, Kubernetes or on a Cloud TPU; else HOST:PORT COUNT INDEX"
 
 
@@ -60,7 +60,7 @@ def joined(where: Sequence[str] | None) -> Iterator[None]:
         yield
         jax.distributed.shutdown()  # together
     except BaseException as error:
-        lost = bool(LOSS.search(str(error)))
+        lost = bool(LOSS.match(str(error)))
         _leave(together=not lost)
         if lost:
             raise ConnectionError(f"{LOST} ({_first_line(error)})") from None
