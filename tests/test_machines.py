@@ -51,7 +51,7 @@ def start(command, devices, **environment):
     return subprocess.Popen([sys.executable, *map(str, command)], env=inherited | own | environment, **pipes)
 
 
-def ends_of(processes, timeout=100):
+def ends_of(processes, timeout=280):
     """Status, stdout and stderr of each; none is left behind."""
     try:
         ends = []
@@ -62,6 +62,7 @@ def ends_of(processes, timeout=100):
     finally:
         for process in processes:
             process.kill()
+            process.communicate()
 
 
 @pytest.fixture(scope="module")
@@ -142,7 +143,7 @@ def wait_for_more(folder, processes):
     def last():
         return max((int(path.stem[6:]) for path in (folder / "history").glob("until-*.nc")), default=0)
 
-    goal, deadline = last() + 12, time.monotonic() + 100
+    goal, deadline = last() + 12, time.monotonic() + 280
     while last() < goal:
         assert all(process.poll() is None for process in processes) and time.monotonic() < deadline, ends_of(processes)
         time.sleep(0.05)
@@ -169,6 +170,24 @@ def test_a_job_stops_as_one_and_survives_the_loss_of_a_process(tmp_path):
         assert errors.startswith(GONE) and errors.count("\n") == 1
         assert time.monotonic() - since < 15
     assert load(folder).sizes["evaluation"] > 8
+
+
+IDLE = """
+import os, sys, time
+from vgjax.machines import joined
+with joined(sys.argv[1:]):
+    print("joined")
+    if sys.argv[3] == "0":
+        os.kill(os.getpid(), 9)
+    time.sleep(60)
+"""
+
+
+def test_a_process_that_computes_nothing_learns_of_the_loss():
+    """JAX's service tells it so and aborts, with a page from C++; what is seen is the line."""
+    address = f"127.0.0.1:{free_port()}"
+    _, idle = ends_of([start(["-c", IDLE, address, 2, index], 1) for index in range(2)], timeout=50)
+    assert idle == (1, "joined\n", f"{GONE}\n")
 
 
 @pytest.mark.parametrize(
