@@ -17,7 +17,7 @@ FLOORS = [  # from the bottom to the top; a room may import its own floor and th
     "settings grid activations initializers cadence",
     "data model optim stats theory profiles ensemble",
     "families",
-    "checks batches history parallel",
+    "checks batches history capacity parallel machines",
     "checkpoint records",
     "folder train watching",
     "divergence",

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import small
 
-from vgjax import parallel
+from vgjax import capacity
 from vgjax.config import Config
 from vgjax.grid import Grid
 from vgjax.sweep_plan import Slice, bytes_of_lane, cut, estimate, halved, seconds_of_lane, shape
@@ -92,7 +92,7 @@ def test_estimate():
     slices = cut(DEPTHS.expand(), at_most(100))
     plan = estimate(27, 0, slices, lambda config: small.dataset())
     assert plan.programs == 1 and len(plan.slices) == 3 and plan.points == 27
-    assert plan.bytes_there == pytest.approx(parallel.free_bytes(), rel=0.2)
+    assert plan.bytes_there == pytest.approx(capacity.free_bytes(), rel=0.2)
     assert 0 < plan.bytes_needed < plan.bytes_there
     once, twice = (
         seconds_of_lane(shape(Config(hidden=(64,) * 3, batch_size=16, epochs=e), small.dataset())) for e in (1, 2)
@@ -102,12 +102,12 @@ def test_estimate():
 
 def test_speed_of_products():
     """Within a factor of what NumPy's take on the same machine: no time of day, and no compile in it."""
-    assert 1e8 < parallel.matmul_speed(128, 128) < 1e15
+    assert 1e8 < capacity.matmul_speed(128, 128) < 1e15
 
 
 def test_out_of_memory_is_known_by_what_xla_says():
     with pytest.raises(Exception, match=r"RESOURCE_EXHAUSTED|Out of memory") as found:
         jax.jit(lambda: jnp.zeros((2**24, 2**24)))().block_until_ready()
-    assert parallel.is_out_of_memory(found.value)
-    assert not parallel.is_out_of_memory(RuntimeError("INTERNAL: something else"))
-    assert parallel.is_out_of_memory(MemoryError())
+    assert capacity.is_out_of_memory(found.value)
+    assert not capacity.is_out_of_memory(RuntimeError("INTERNAL: something else"))
+    assert capacity.is_out_of_memory(MemoryError())

@@ -47,6 +47,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BrokenPipeError:  # `vgjax list | head`: what is left to print has no reader
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
+    except ConnectionError as error:  # a job lost a process
+        return _say(f"vgjax: {error}", FAILED)
     except OSError as error:
         return _say(f"vgjax: {error.filename or 'file'}: {error.strerror or error}", BAD_INPUT)
     except ValueError as error:

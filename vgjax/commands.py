@@ -5,6 +5,7 @@ Rooms that need JAX are imported by the command that needs them, so that `--help
 
 from __future__ import annotations
 
+import functools
 import os
 import re
 import shlex
@@ -26,6 +27,7 @@ DEFAULTS = Settings()
 Folder = Annotated[Path | None, arg(metavar="DIR")]
 File = Annotated[Path | None, arg(metavar="FILE")]
 Count = Annotated[int | None, arg(metavar="INT")]
+Distributed = Annotated[tuple[str, ...] | None, arg(metavar="[HOST:PORT COUNT INDEX]")]
 
 
 @dataclass(frozen=True)
@@ -50,6 +52,8 @@ class Train:
     """What the devices share; auto: the lanes where they divide, else the batch."""
     devices: Count = None
     """How many devices to use; default: all [devices]."""
+    distributed: Distributed = None
+    """Be one process of a job: detected (Slurm, Open MPI, Kubernetes, Cloud TPU), or given by process 0's address."""
     config: OmitArgPrefixes[Config] = DEFAULTS.config
     """What changes shapes or the compiled program."""
     hypers: OmitArgPrefixes[Hypers] = DEFAULTS.hypers[0]
@@ -62,29 +66,35 @@ class Train:
         if self.resume and not (self.out and (self.out / "config.yaml").is_file()):
             problem = f"{self.out} holds no run" if self.out else "no --out"
             raise ValueError(f"--resume: {problem}; allowed: --out DIR, the folder of a run")
-        from vgjax import analysis, figures
+        from vgjax import analysis, figures, parallel
         from vgjax.checks import check_names
         from vgjax.data import load
         from vgjax.loop import run
+        from vgjax.machines import joined
         from vgjax.show import ProgressBar, print_run, print_signals
         from vgjax.stopping import stop_after_chunk
 
         for setting in settings:
             check_hypers(setting)
         check_names(self.config)
-        dataset = load(self.config.dataset, self.data_dir, self.manual_dir)
         folder = self.out or _new_folder(self.config)
         how = {name: getattr(self, name) for name in ("resume", "tensorboard", "shard", "devices")}
-        try:
-            with ProgressBar() as bar, stop_after_chunk() as check:
+        find = functools.partial(load, self.config.dataset, self.data_dir, self.manual_dir)
+        with joined(self.distributed):
+            dataset = parallel.at_first(find) or find()  # which may have to be prepared, once
+            try:
+                with ProgressBar() as bar, stop_after_chunk() as check:
 
-                def landed(part: Any, total_steps: int) -> None:
-                    bar.update(part, total_steps)
-                    check()
+                    def landed(part: Any, total_steps: int) -> None:
+                        if parallel.is_first():
+                            bar.update(part, total_steps)
+                        check()
 
-                result = run(self.config, settings, seeds, dataset=dataset, folder=folder, progress=landed, **how)
-        except KeyboardInterrupt:
-            raise KeyboardInterrupt(self._advice(folder)) from None
+                    result = run(self.config, settings, seeds, dataset=dataset, folder=folder, progress=landed, **how)
+            except KeyboardInterrupt:
+                raise KeyboardInterrupt(self._advice(folder)) from None
+        if not parallel.is_first():
+            return
         print_run(result.history, folder, self.tensorboard != "none")
         if analysis.root_mean_squares(result.history):
             print_signals(signals := analysis.signals(result.history, dataset))
@@ -92,12 +102,18 @@ class Train:
 
     def _advice(self, folder: Path) -> str:
         """How to go on after an interruption: what the folder does not know is to be said again."""
+        from vgjax.parallel import is_first
+
+        if not is_first():
+            return "stopped"
         if not (folder / "config.yaml").exists():
             return "stopped; nothing was written"
         again = ["vgjax", "train", "--resume", "--out", str(folder)]
         for name in ("tensorboard", "data_dir", "manual_dir", "shard", "devices"):
             if (value := getattr(self, name)) != getattr(Train, name):
                 again += [f"--{name.replace('_', '-')}", str(value)]
+        if self.distributed is not None:
+            again += ["--distributed", *self.distributed]
         return f"stopped; go on with: {shlex.join(again)}"
 
 

@@ -22,7 +22,7 @@ def environment() -> dict[str, Any]:
         "versions": {name: _version(name) for name in PACKAGES},
         "platform": platform.platform(),
         "cpus": os.cpu_count(),
-        "devices": [str(device.device_kind) for device in jax.local_devices()],
+        "devices": [str(device.device_kind) for device in jax.devices()],
         "backend": jax.default_backend(),
         "commit": commit(),
         "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import time
 from pathlib import Path
@@ -11,7 +12,7 @@ from typing import Any
 import xarray as xr
 import yaml
 
-from vgjax import checkpoint, history
+from vgjax import checkpoint, history, parallel
 from vgjax.environment import environment
 from vgjax.records import Records, Which
 
@@ -19,7 +20,10 @@ SECONDS_BETWEEN_CHECKPOINTS = 10.0
 
 
 class RunFolder:
-    """Where a run writes. Everything in it can be read without this package: YAML, JSON, netCDF, CSV, TensorBoard."""
+    """Where a run writes. Everything in it can be read without this package: YAML, JSON, netCDF, CSV, TensorBoard.
+
+    Of several processes the first writes; all of them call the same methods.
+    """
 
     def __init__(self, path: Path):
         self.path = path
@@ -39,6 +43,10 @@ class RunFolder:
         Raises:
           ValueError: there is a run already, or another one; nothing was changed.
         """
+        return parallel.at_first(lambda: cls._open(path, about, resume)) or _Elsewhere()
+
+    @classmethod
+    def _open(cls, path: Path, about: dict[str, Any], resume: bool) -> RunFolder:
         file = path / "config.yaml"
         if file.exists():
             there = _read(file)
@@ -61,11 +69,15 @@ class RunFolder:
           tree: the tree at step 0, [lanes, …].
           tensorboard: which lanes to write.
         """
+        done, saved, so_far = parallel.from_first(lambda: self._resume(tree, tensorboard))
+        return done, saved if done else tree, so_far
+
+    def _resume(self, tree: Any, tensorboard: Which) -> tuple[int, Any, list[xr.Dataset]]:
         done, tree = checkpoint.restore(self._checkpoints, tree)
         history.forget_after(self.path, done)
         so_far = [history.load(self.path)] if done else []
         self._records = Records(self.path, tensorboard, so_far)
-        return done, tree, so_far
+        return done, tree if done else None, so_far
 
     def write(self, part: xr.Dataset) -> None:
         """A chunk has ended: its history and records."""
@@ -80,7 +92,7 @@ class RunFolder:
 
     def wants_checkpoint(self) -> bool:
         """Whether the last checkpoint is old enough for another."""
-        return time.monotonic() - self._saved_at > SECONDS_BETWEEN_CHECKPOINTS
+        return parallel.anywhere(time.monotonic() - self._saved_at > SECONDS_BETWEEN_CHECKPOINTS)
 
     def finish(self, whole: xr.Dataset) -> None:
         """The run is over: one history file and its tables."""
@@ -92,6 +104,25 @@ class RunFolder:
         self._checkpoints.close()
         if self._records:
             self._records.close()
+
+
+class _Elsewhere(RunFolder):
+    """The folder, to a process that does not write."""
+
+    def __init__(self) -> None:
+        self._saved_at = math.inf
+
+    def write(self, part: xr.Dataset) -> None:
+        """Elsewhere."""
+
+    def save(self, step: int, tree: Any) -> None:
+        """Elsewhere."""
+
+    def finish(self, whole: xr.Dataset) -> None:
+        """Elsewhere."""
+
+    def close(self) -> None:
+        """Nothing is open."""
 
 
 def _write_whole(path: Path, text: str) -> None:

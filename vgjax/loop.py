@@ -86,7 +86,7 @@ def run(
       lanes, deepest: compile for so many lanes, and for networks of up to so many hidden layers (where all are as
         wide, see `vgjax.model.is_elastic`), so that other runs share the program; 0: for these alone.
       progress: called with every finished chunk of the history and the number of steps of the whole run; a
-        KeyboardInterrupt from it stops the run, with a checkpoint of what has landed.
+        KeyboardInterrupt from it stops the run, with a checkpoint of what has landed; of several processes, all.
 
     Returns:
       The history and the trained variables.
@@ -223,10 +223,11 @@ class _Landing:
                 self.progress(part, program.total_steps)
         except KeyboardInterrupt as asked:  # what has landed is kept
             stop = asked
-        if self.disk and (stop or is_last or self.disk.wants_checkpoint()):
+        stops = parallel.anywhere(stop is not None)  # all processes at the same chunk
+        if self.disk and (stops or is_last or self.disk.wants_checkpoint()):
             self.disk.save(chunk.stop, self.gather((self.lanes, state)))
-        if stop:
-            raise stop
+        if stops:
+            raise stop or KeyboardInterrupt
 
     def gather(self, tree: Any) -> Any:
         """On the host, the lanes that there are [lanes, …]."""

@@ -1,24 +1,25 @@
-"""The only room that knows devices: a program of lanes becomes one `pmap` over all of them.
+"""The only room that knows devices: a program of lanes becomes one `pmap` over all of them, on however many machines.
 
 Either every device trains its own lanes, or every device takes its part of each batch and gradients are summed over
-`AXIS`. Within a device the lanes run under `vmap`, in slices.
+`AXIS`. Within a device the lanes run under `vmap`, in slices. Of a job's processes (`vgjax.machines`) each drives its
+own devices and all do the same; the first speaks and writes for all.
 """
 
 from __future__ import annotations
 
-import functools
-import time
+import pickle
 from collections.abc import Callable
 from functools import partial
-from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-import psutil
+from jax.experimental import multihost_utils
+from jax.sharding import NamedSharding, PartitionSpec
 
 AXIS = "device"
+T = TypeVar("T")
 
 Sharding = Literal["auto", "lanes", "batch"]
 
@@ -52,26 +53,32 @@ def layout(shard: Sharding, n_lanes: int, batch_sizes: tuple[int, ...], n_device
       shard: "lanes", "batch", or "auto".
       n_lanes: lanes to train.
       batch_sizes: numbers of examples that a step of one lane can have.
-      n_devices: how many of the devices to use; None: all.
+      n_devices: how many of the devices to use, as many of each process; None: all.
 
     Raises:
       ValueError: the lanes or the batch do not divide into the devices.
     """
-    available = len(jax.local_devices())
+    processes = jax.process_count()
+    available = len(jax.local_devices()) * processes
     n = available if n_devices is None else n_devices
-    if not 1 <= n <= available:
-        raise ValueError(f"{n} devices asked for; allowed: 1 to {available}")
+    if not 1 <= n <= available or n % processes:
+        each = f", a multiple of the {processes} processes" if processes > 1 else ""
+        raise ValueError(f"{n} devices asked for; allowed: {processes} to {available}{each}")
     lanes_divide = n_lanes % n == 0
     batch_divides = all(size % n == 0 for size in batch_sizes)
     if shard == "auto":
-        most = max(d for d in range(1, n + 1) if n_lanes % d == 0)  # devices that share the lanes evenly
-        return Layout(n, "batch") if most == 1 and batch_divides and n > 1 else Layout(most, "lanes")
-    if shard == "lanes" and not lanes_divide:
+        shared_by = [d for d in range(processes, n + 1, processes) if n_lanes % d == 0]  # evenly
+        most = max(shared_by, default=0)
+        if most <= 1 < n and batch_divides:
+            return Layout(n, "batch")
+        if most:
+            return Layout(most, "lanes")
+    if shard != "batch" and not lanes_divide:
         raise ValueError(f"{n_lanes} lanes do not divide into {n} devices; take a multiple of {n}, or shard the batch")
     if shard == "batch" and not batch_divides:
         sizes = " and ".join(map(str, batch_sizes))
         raise ValueError(f"batches of {sizes} do not divide into {n} devices; take a multiple of {n}, or shard lanes")
-    return Layout(n, shard)
+    return Layout(n, "batch" if shard == "batch" else "lanes")
 
 
 def device_index(where: Layout) -> jax.Array:
@@ -94,25 +101,70 @@ def whole_batch(where: Layout, tree: Any, axis: int) -> Any:
 def place(where: Layout, shared: Any, lanes: Any) -> tuple[Any, Any]:
     """Put what is shared, and the lanes [n_lanes, …], where `program` wants them, so that no call moves or recompiles.
 
-    Lanes are best on the host: there a reshape costs nothing, and on a device it is a program a shape.
+    Lanes are best on the host: there a reshape costs nothing, and on a device it is a program a shape. Every process
+    has all of them there, and keeps its own.
 
     Returns:
-      shared, replicated; and lanes as [devices, n_lanes / devices, …], or replicated where the batch is sharded.
+      shared, replicated; and lanes as [devices here, n_lanes / devices, …], or replicated where the batch is sharded.
     """
-    replicated = jax.sharding.NamedSharding(_mesh(where), jax.sharding.PartitionSpec())
+    replicated = NamedSharding(_mesh(where).local_mesh, PartitionSpec())
     shared = jax.device_put(shared, replicated)
     if where.shard == "batch":
         return shared, jax.device_put(lanes, replicated)
-    parts = jax.tree.map(lambda x: x.reshape(where.n_devices, -1, *x.shape[1:]), lanes)
+    here = len(_mesh(where).local_devices)
+    own = slice(jax.process_index() * here, (jax.process_index() + 1) * here)
+    parts = jax.tree.map(lambda x: x.reshape(where.n_devices, -1, *x.shape[1:])[own], lanes)
     return shared, jax.device_put(parts, _split(where))
 
 
 def gather(where: Layout, lanes: Any) -> Any:
-    """Placed lanes, or results, back on the host as [n_lanes, …]."""
-    lanes = jax.device_get(lanes)
+    """Placed lanes, or results, of all processes back on every host as [n_lanes, …]."""
     if where.shard == "batch":
-        return lanes
-    return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), lanes)
+        return jax.device_get(lanes)
+    if jax.process_count() > 1:
+        everywhere = multihost_utils.host_local_array_to_global_array(lanes, _mesh(where), PartitionSpec(AXIS))
+        copies = jax.jit(_same, out_shardings=NamedSharding(_mesh(where), PartitionSpec()))(everywhere)
+        lanes = multihost_utils.global_array_to_host_local_array(copies, _mesh(where), PartitionSpec())
+    return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), jax.device_get(lanes))
+
+
+def _same(tree: Any) -> Any:
+    return tree
+
+
+def is_first() -> bool:
+    """Whether this process speaks and writes for the job; one that is alone does."""
+    return jax.process_index() == 0
+
+
+def anywhere(here: bool) -> bool:
+    """Whether that is so at any process; all must ask."""
+    return here if jax.process_count() == 1 else bool(multihost_utils.process_allgather(np.bool_(here)).any())
+
+
+def at_first(do: Callable[[], T]) -> T | None:
+    """What `do` gives at the first process, None at the others, which wait for it; where it fails, all do."""
+    if jax.process_count() == 1:
+        return do()
+    result, failure = None, None
+    if is_first():
+        try:
+            result = do()
+        except Exception as error:
+            failure = error
+    if anywhere(failure is not None):
+        raise failure or ValueError("stopped, as process 0 had to; it says why")
+    return result
+
+
+def from_first(do: Callable[[], T]) -> T:
+    """What `do` gives at the first process, brought to every one; where it fails, all do."""
+    found = at_first(do)
+    if jax.process_count() == 1:
+        return found  # type: ignore[return-value]
+    words = np.frombuffer(pickle.dumps(found), np.uint8)
+    size = int(multihost_utils.broadcast_one_to_all(np.int32(words.size)))
+    return pickle.loads(multihost_utils.broadcast_one_to_all(np.resize(words, size)).tobytes())
 
 
 def program(where: Layout, one_lane: Callable[..., Any], lane_bytes: int) -> Callable[..., Any]:
@@ -140,7 +192,9 @@ def program(where: Layout, one_lane: Callable[..., Any], lane_bytes: int) -> Cal
     axis = 0 if where.shard == "lanes" else None
     compiled = jax.pmap(all_lanes, axis_name=AXIS, in_axes=(0, None, axis), out_axes=axis, devices=_devices(where))
     # pmap wants something to map over
-    numbers = jax.device_put(np.arange(where.n_devices, dtype=np.int32), _split(where))
+    numbers = jax.device_put(np.arange(len(_mesh(where).local_devices), dtype=np.int32), _split(where))
+    if jax.process_count() > 1 and jax.default_backend() == "cpu":  # where two programs' messages could be mixed up
+        return lambda shared, lanes: jax.block_until_ready(compiled(numbers, shared, lanes))
     return partial(compiled, numbers)
 
 
@@ -171,44 +225,12 @@ def slice_size(n_lanes: int, lane_bytes: int) -> int:
 
 
 def device_count() -> int:
-    """How many devices there are."""
-    return len(jax.local_devices())
+    """How many devices there are, of all processes."""
+    return jax.device_count()
 
 
-def free_bytes() -> int:
-    """Memory that is free on the devices together; on CPUs, the machine's, within the limit of its container."""
-    devices = jax.local_devices()
-    if all(stats := [device.memory_stats() for device in devices]):
-        return sum(one["bytes_limit"] - one["bytes_in_use"] for one in stats)
-    free = psutil.virtual_memory().available
-    limit, used = Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory.current")
-    try:
-        return min(free, int(limit.read_text()) - int(used.read_text()))
-    except (OSError, ValueError):  # no container, or one without a limit
-        return free
-
-
-@functools.lru_cache
-def matmul_speed(batch_size: int, width: int) -> float:
-    """Floating-point operations a second in products [batch_size, width] · [width, width] of all devices, measured."""
-    x, w = jnp.ones((batch_size, width)), jnp.ones((width, width))
-    repeats = max(1, round(1e8 / (2 * batch_size * width**2)))
-    many = jax.jit(lambda x: jax.lax.fori_loop(0, repeats, lambda _, x: jnp.tanh(x @ w), x))
-    jax.block_until_ready(many(x))
-    started = time.perf_counter()
-    jax.block_until_ready(many(x))
-    n = len(jax.local_devices()) if jax.default_backend() != "cpu" else 1  # devices of a CPU share its cores
-    return n * repeats * 2 * batch_size * width**2 / (time.perf_counter() - started)
-
-
-def is_out_of_memory(error: BaseException) -> bool:
-    """Whether a device, or the machine, had too little memory."""
-    words = ("RESOURCE_EXHAUSTED", "Out of memory", "out of memory")
-    return isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and any(w in str(error) for w in words))
-
-
-def _split(where: Layout) -> jax.sharding.NamedSharding:
-    return jax.sharding.NamedSharding(_mesh(where), jax.sharding.PartitionSpec(AXIS))
+def _split(where: Layout) -> NamedSharding:
+    return NamedSharding(_mesh(where).local_mesh, PartitionSpec(AXIS))
 
 
 def _mesh(where: Layout) -> jax.sharding.Mesh:
@@ -216,4 +238,6 @@ def _mesh(where: Layout) -> jax.sharding.Mesh:
 
 
 def _devices(where: Layout) -> list[jax.Device]:
-    return jax.local_devices()[: where.n_devices]
+    """As many of every process, one process after the other."""
+    each = where.n_devices // jax.process_count()
+    return [device for i in range(jax.process_count()) for device in jax.local_devices(i)[:each]]

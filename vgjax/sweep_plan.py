@@ -11,7 +11,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from vgjax import batches, history, parallel, stats
+from vgjax import batches, capacity, history, stats
 from vgjax.cadence import steps_of
 from vgjax.config import Config, Hypers
 from vgjax.data import Dataset
@@ -159,7 +159,7 @@ def bytes_of_lane(one: Shape) -> int:
 def seconds_of_lane(one: Shape) -> float:
     """Estimate for one lane: its matrix products at the speed of such products on this machine."""
     batch_size = one.config.batch_size // one.config.replicas
-    speed = parallel.matmul_speed(batch_size, round(math.sqrt(one.products / (len(one.config.hidden) + 1))))
+    speed = capacity.matmul_speed(batch_size, round(math.sqrt(one.products / (len(one.config.hidden) + 1))))
     flops = 6 * batch_size * one.steps + 2 * one.n_validation * math.ceil(one.steps / one.steps_per_epoch)
     return flops * one.products / speed
 
@@ -172,7 +172,7 @@ def estimate(points: int, finished: int, slices: Sequence[Slice], data: Callable
         shared = dataset.train_inputs.nbytes + 5 * dataset.test_inputs.size * 4
         needed = max(needed, one.lanes * bytes_of_lane(shape(one.compiled, dataset)) + shared)
         seconds += one.lanes * seconds_of_lane(shape(one.config, dataset))
-    plan = Plan(points, finished, tuple(slices), needed, parallel.free_bytes(), seconds)
+    plan = Plan(points, finished, tuple(slices), needed, capacity.free_bytes(), seconds)
     return plan._replace(seconds=seconds + plan.programs * SECONDS_TO_COMPILE)
 
 

@@ -15,8 +15,8 @@ import numpy as np
 import xarray as xr
 import yaml
 
+from vgjax import capacity, history, loop, parallel
 from vgjax import grid as grids
-from vgjax import history, loop, parallel
 from vgjax.batches import check_sizes
 from vgjax.checks import check_names
 from vgjax.config import Config
@@ -136,7 +136,7 @@ class Job:
             try:
                 self._run_slice(one, self._teller(one, standing, progress))
             except (MemoryError, RuntimeError) as error:
-                if not parallel.is_out_of_memory(error) or len(one.points) == 1:
+                if not capacity.is_out_of_memory(error) or len(one.points) == 1:
                     raise
                 waiting = self._halved(one, waiting)
                 if note:
@@ -178,7 +178,7 @@ class Job:
 
     def _most_lanes(self, config: Config) -> int:
         each = bytes_of_lane(shape(config, self.data(config)))
-        fitting = max(1, int(SHARE_OF_MEMORY * parallel.free_bytes()) // each)
+        fitting = max(1, int(SHARE_OF_MEMORY * capacity.free_bytes()) // each)
         fitting = 2 ** int(math.log2(fitting))  # the same, though what is free changes a little from hour to hour
         return min(fitting, self._lanes or fitting)
 

@@ -1,0 +1,43 @@
+"""What this machine can do, for plans: free memory, and the speed of matrix products."""
+
+from __future__ import annotations
+
+import functools
+import time
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import psutil
+
+
+def free_bytes() -> int:
+    """Memory that is free on the devices together; on CPUs, the machine's, within the limit of its container."""
+    devices = jax.local_devices()
+    if all(stats := [device.memory_stats() for device in devices]):
+        return sum(one["bytes_limit"] - one["bytes_in_use"] for one in stats)
+    free = psutil.virtual_memory().available
+    limit, used = Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory.current")
+    try:
+        return min(free, int(limit.read_text()) - int(used.read_text()))
+    except (OSError, ValueError):  # no container, or one without a limit
+        return free
+
+
+@functools.lru_cache
+def matmul_speed(batch_size: int, width: int) -> float:
+    """Floating-point operations a second in products [batch_size, width] · [width, width] of all devices, measured."""
+    x, w = jnp.ones((batch_size, width)), jnp.ones((width, width))
+    repeats = max(1, round(1e8 / (2 * batch_size * width**2)))
+    many = jax.jit(lambda x: jax.lax.fori_loop(0, repeats, lambda _, x: jnp.tanh(x @ w), x))
+    jax.block_until_ready(many(x))
+    started = time.perf_counter()
+    jax.block_until_ready(many(x))
+    n = len(jax.local_devices()) if jax.default_backend() != "cpu" else 1  # devices of a CPU share its cores
+    return n * repeats * 2 * batch_size * width**2 / (time.perf_counter() - started)
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether a device, or the machine, had too little memory."""
+    words = ("RESOURCE_EXHAUSTED", "Out of memory", "out of memory")
+    return isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and any(w in str(error) for w in words))
