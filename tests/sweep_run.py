@@ -1,4 +1,4 @@
-"""A sweep in a process of its own, to be killed: `python sweep_run.py FOLDER`; every chunk takes a little while."""
+"""A sweep in a process of its own: `python sweep_run.py FOLDER SECONDS SHARD`; every chunk takes so many more."""
 
 import sys
 import time
@@ -28,13 +28,12 @@ GRID = Grid(
 LANES = 4
 
 
-def main(folder: str) -> None:
+def main(folder: str, seconds: float, shard: str) -> None:
     vgjax.folder.SECONDS_BETWEEN_CHECKPOINTS = 0.0
     print("begun", flush=True)
-    sweep(
-        GRID, folder=folder, dataset=small.dataset(), lanes=LANES, devices=1, progress=lambda standing: time.sleep(0.1)
-    )
+    options = {"dataset": small.dataset(), "lanes": LANES, "shard": shard}
+    sweep(GRID, folder=folder, progress=lambda standing: time.sleep(seconds), **options)
 
 
 if __name__ == "__main__":
-    main(sys.argv[1])
+    main(sys.argv[1], float(sys.argv[2]), sys.argv[3])

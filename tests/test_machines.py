@@ -22,8 +22,9 @@ import xarray as xr
 from machine_runs import CASES, RESUMED
 from test_engine import assert_same_history
 
-from vgjax import checkpoint, load, run
+from vgjax import checkpoint, load, run, sweep
 from vgjax.cli import main, parse
+from vgjax.grid import read_grid
 
 HERE = Path(__file__).parent
 FAST = "--xla_backend_optimization_level=0"  # compiles in half the time
@@ -220,3 +221,19 @@ def test_recipes_of_the_readme(tmp_path):
     assert status == 0, errors
     assert_same_history(load(tmp_path / "8"), load(tmp_path / "1"), rtol=1e-4)
     assert len(json.loads((tmp_path / "8" / "environment.json").read_text())["devices"]) == 8
+
+
+def test_a_sweep_on_two_machines(tmp_path):
+    """Both processes take part in every slice, the first writes; the history is that of one process."""
+    plain = {"dataset": "iris", "hidden": [8], "activation": "tanh", "batch_size": 25, "epochs": 2, "seeds": 2}
+    plain["product"] = {"depth": [1, 2, 3], "learning_rate": [0.1, 0.2]}
+    (tmp_path / "grid.json.yaml").write_text(json.dumps(plain))
+    words = ["sweep", tmp_path / "grid.json.yaml", "--out", tmp_path / "sweep", "--plot", "depth,validation_loss"]
+    (status, out, errors), (status2, out2, errors2) = ends_of(job(words))
+    assert status == status2 == 0, errors + errors2
+    assert "Best settings" in out and out2 == ""
+    assert (tmp_path / "sweep" / "depth-validation_loss.png").exists()
+    alone = sweep(read_grid(tmp_path / "grid.json.yaml"), devices=1)
+    found = load(tmp_path / "sweep")
+    for name in ("train_loss", "gradient_rms", "delta_rms"):
+        np.testing.assert_allclose(found[name].values, alone[name].values, rtol=1e-5)

@@ -32,17 +32,18 @@ def at_most(n):
 
 @pytest.mark.parametrize("grid", [DEPTHS, MIXED], ids=["depths", "mixed"])
 @pytest.mark.parametrize("most", [1, 4, 7, 1000])
+@pytest.mark.parametrize("shard", ["auto", "lanes", "batch"])
 @pytest.mark.parametrize("devices", [1, 4])
-def test_every_point_once(grid, most, devices):
+def test_every_point_once(grid, most, devices, shard):
     points = grid.expand()
-    slices = cut(points, at_most(most), devices)
+    slices = cut(points, at_most(most), shard, devices)
     found = [point.identity() for one in slices for point in one.points]
     assert sorted(found) == sorted(point.identity() for point in points)
     for one in slices:
         assert all(point.config == one.config for point in one.points)
         assert len(one.points) <= one.lanes
         assert one.lanes <= max(most, math.ceil(most / devices) * devices)
-        assert one.lanes < devices or one.lanes % devices == 0
+        assert shard == "batch" or one.lanes % devices == 0 or (shard == "auto" and one.lanes < devices)
 
 
 def test_depths_share_a_program():

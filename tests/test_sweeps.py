@@ -184,7 +184,7 @@ def test_a_stop_is_taken_up_again(undisturbed, tmp_path):
     finished = slices_of(tmp_path / "sweep")
     assert len(finished) == 1
     job = Job(GRID, tmp_path / "sweep", dataset=small.dataset(), lanes=LANES, devices=1)
-    assert job.plan.finished == 3
+    assert job.plan.finished == 4
     again = job.run()
     assert {name: t for name, t in slices_of(tmp_path / "sweep").items() if name in finished} == finished
     xr.testing.assert_identical(again, whole)
@@ -196,14 +196,9 @@ def test_killed_at_any_moment(undisturbed, tmp_path_factory, moment):
     whole, _ = undisturbed
     folder = killed_folder(tmp_path_factory)
     finished = slices_of(folder)
-    process = subprocess.Popen(
-        [sys.executable, str(HERE / "sweep_run.py"), str(folder)],
-        env=environment(1),
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-    )
-    assert process.stdout.readline() == b"begun\n", process.stderr.read().decode()
-    time.sleep(random.Random(moment).uniform(0.0, 2.5))
+    process = start(folder, 1, 0.2, "auto")
+    assert process.stdout.readline() == "begun\n", process.stderr.read()
+    time.sleep(random.Random(moment).uniform(0.0, 4.0))
     process.send_signal(signal.SIGKILL)
     process.communicate()
     assert {name: t for name, t in slices_of(folder).items() if name in finished} == finished
@@ -211,6 +206,26 @@ def test_killed_at_any_moment(undisturbed, tmp_path_factory, moment):
         again = train(folder=folder, lanes=LANES)
         assert {name: t for name, t in slices_of(folder).items() if name in finished} == finished
         xr.testing.assert_identical(again, whole)
+
+
+def start(folder, devices, seconds, shard):
+    """`sweep_run` in a process with so many devices."""
+    command = [sys.executable, HERE / "sweep_run.py", folder, seconds, shard]
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    return subprocess.Popen(list(map(str, command)), env=environment(devices), **pipes)
+
+
+@pytest.mark.parametrize("devices, shard", [(2, "lanes"), (4, "batch"), (8, "lanes")])
+def test_however_many_devices(undisturbed, tmp_path, devices, shard):
+    """Lanes or batch over virtual devices, fewer lanes than devices: the same history."""
+    whole, _ = undisturbed
+    process = start(tmp_path / "sweep", devices, 0, shard)
+    _, errors = process.communicate(timeout=200)
+    assert process.returncode == 0, errors
+    found = load(tmp_path / "sweep")
+    for i in (0, 7, 13, 22):
+        depth = int(whole["depth"].values[i]) + 1
+        lanes_equal(found.isel(lane=[i], layer=slice(depth)), whole.isel(lane=[i], layer=slice(depth)))
 
 
 FOLDERS: list[Path] = []

@@ -142,13 +142,16 @@ class Sweep:
     """What the devices share; auto: the lanes where they divide, else the batch."""
     devices: Count = None
     """How many devices to use; default: all, and every core of a CPU is one [devices]."""
+    distributed: Distributed = None
+    """Be one process of a job: detected (Slurm, Open MPI, Kubernetes, Cloud TPU), or given by process 0's address."""
 
     def run(self) -> None:
         """Plan, train, draw and say what came of it."""
         if "jax" not in sys.modules:  # small lanes cannot keep several cores busy, so each core is a device
             os.environ.setdefault("JAX_NUM_CPU_DEVICES", str(os.cpu_count()))
-        from vgjax import map_figures, maps
+        from vgjax import map_figures, maps, parallel
         from vgjax.grid import FIELDS, read_grid
+        from vgjax.machines import joined
         from vgjax.show import ProgressBar, print_best, print_plan
         from vgjax.stopping import stop_after_chunk
         from vgjax.sweeps import Job
@@ -159,21 +162,26 @@ class Sweep:
             maps.parse_plot(spec, dict.fromkeys([*swept, *Hypers._fields, "seed"]))
         folder = self.out or Path("sweeps", self.file.stem)
         how = {name: getattr(self, name) for name in ("data_dir", "manual_dir", "lanes", "shard", "devices")}
-        job = Job(grid, folder, **how)
-        print_plan(job.plan)
-        if self.dry_run:
+        with joined(self.distributed):
+            job = Job(grid, folder, **how)
+            if parallel.is_first():
+                print_plan(job.plan)
+            if self.dry_run:
+                return
+            try:
+                with ProgressBar() as bar, stop_after_chunk() as check:
+
+                    def landed(standing: Any) -> None:
+                        if parallel.is_first():
+                            where = f"slice {standing.number} of {standing.slices}  "
+                            bar.update(standing.part, standing.total, standing.done, where)
+                        check()
+
+                    history = job.run(landed, lambda note: print(note, file=sys.stderr))
+            except KeyboardInterrupt:
+                raise KeyboardInterrupt(f"stopped; go on with: {self._again(folder)}") from None
+        if not parallel.is_first():
             return
-        try:
-            with ProgressBar() as bar, stop_after_chunk() as check:
-
-                def landed(standing: Any) -> None:
-                    where = f"slice {standing.number} of {standing.slices}  "
-                    bar.update(standing.part, standing.total, standing.done, where)
-                    check()
-
-                history = job.run(landed, lambda note: print(note, file=sys.stderr))
-        except KeyboardInterrupt:
-            raise KeyboardInterrupt(f"stopped; go on with: {self._again(folder)}") from None
         print_best(maps.best(history), "validation_accuracy")
         if diverged := int((history["first_bad_step"] >= 0).sum()):
             print(f"diverged    {diverged} of {history.sizes['lane']} lanes: first_bad_step in {folder / 'lanes.csv'}")
@@ -187,6 +195,8 @@ class Sweep:
         for name in ("lanes", "data_dir", "manual_dir", "shard", "devices"):
             if (value := getattr(self, name)) != getattr(Sweep, name):
                 again += [f"--{name.replace('_', '-')}", str(value)]
+        if self.distributed is not None:
+            again += ["--distributed", *self.distributed]
         return shlex.join([*again, *(["--plot", *self.plot] if self.plot else [])])
 
 

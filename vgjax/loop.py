@@ -116,7 +116,7 @@ def run(
     pairs = list(zip(settings, seeds, strict=True) if paired else itertools.product(settings, seeds))
     n_lanes = len(pairs) * config.replicas
     lanes = max(lanes, n_lanes)
-    where = parallel.layout(shard, lanes, _batch_sizes(config, len(train.labels)), devices)
+    where = parallel.layout(shard, lanes, batch_sizes(config, len(train.labels)), devices)
     program = Program(_compiled_for(config, deepest), dataset.classes, len(train.labels), where)
     chunks = plan(config, program.steps_per_epoch, program.total_steps)
     all_lanes, coordinates = lanes_of(pairs, config.replicas)
@@ -353,7 +353,7 @@ def lanes_of(pairs: Sequence[tuple[Hypers, int]], replicas: int) -> tuple[Lane, 
     return lanes, coordinates
 
 
-def _batch_sizes(config: Config, n: int) -> tuple[int, ...]:
+def batch_sizes(config: Config, n: int) -> tuple[int, ...]:
     """How many examples a step of one lane can have."""
     full, rest = config.batch_size // config.replicas, n % config.batch_size
     return (full, rest) if config.last_batch == "keep" and rest else (full,)

@@ -11,7 +11,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from vgjax import batches, capacity, history, stats
+from vgjax import batches, capacity, history, parallel, stats
 from vgjax.cadence import steps_of
 from vgjax.config import Config, Hypers
 from vgjax.data import Dataset
@@ -60,14 +60,24 @@ class Plan(NamedTuple):
         return len({one.program for one in self.slices})
 
 
-def cut(points: Iterable[Point], most_lanes: Callable[[Config], int], devices: int = 1) -> list[Slice]:
+def cut(
+    points: Iterable[Point],
+    most_lanes: Callable[[Config], int],
+    shard: parallel.Sharding = "auto",
+    devices: int = 1,
+) -> list[Slice]:
     """Slices of those points, in their order; all slices of one program have as many lanes.
 
     Args:
       points: to be run.
       most_lanes: how many lanes of a config may run at once.
-      devices: lanes are made up to a multiple of these, where there are as many.
+      shard, devices: where these share the lanes, lanes are made up to a multiple of them.
     """
+
+    def full(lanes: int) -> int:
+        share = shard == "lanes" or (shard == "auto" and lanes >= devices)
+        return math.ceil(lanes / devices) * devices if share else lanes
+
     by_config: dict[Config, list[Point]] = {}
     for point in points:
         by_config.setdefault(point.config, []).append(point)
@@ -78,7 +88,7 @@ def cut(points: Iterable[Point], most_lanes: Callable[[Config], int], devices: i
     for configs in groups.values():
         deepest = _deepest(configs)
         for family in [configs] if deepest else [[config] for config in configs]:
-            slices += _cut_family({config: by_config[config] for config in family}, deepest, most_lanes, devices)
+            slices += _cut_family({config: by_config[config] for config in family}, deepest, most_lanes, full)
     return slices
 
 
@@ -102,18 +112,15 @@ def _deepest(configs: Sequence[Config]) -> int:
 
 
 def _cut_family(
-    family: dict[Config, list[Point]], deepest: int, most_lanes: Callable[[Config], int], devices: int
+    family: dict[Config, list[Point]], deepest: int, most_lanes: Callable[[Config], int], full: Callable[[int], int]
 ) -> list[Slice]:
     first = next(iter(family))
     replicas = first.replicas
     most = max(1, most_lanes(replace(first, hidden=first.hidden[:1] * deepest) if deepest else first) // replicas)
     pieces = {config: math.ceil(len(points) / most) for config, points in family.items()}
     at_once = max(math.ceil(len(points) / pieces[config]) for config, points in family.items())
-    lanes = at_once * replicas
-    if lanes >= devices:
-        lanes = math.ceil(lanes / devices) * devices
     return [
-        Slice(config, tuple(points[i : i + at_once]), lanes, deepest)
+        Slice(config, tuple(points[i : i + at_once]), full(at_once * replicas), deepest)
         for config, points in family.items()
         for i in range(0, len(points), at_once)
     ]

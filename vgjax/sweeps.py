@@ -8,6 +8,7 @@ import math
 import os
 import shutil
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -109,14 +110,17 @@ class Job:
         for config in configs:
             check_names(config)
         names = dict.fromkeys(config.dataset for config in configs)
-        self._data = {name: dataset or load(name, data_dir, manual_dir) for name in names}
+        self._data = {name: dataset or _loaded(partial(load, name, data_dir, manual_dir)) for name in names}
         self._histories: dict[str, xr.Dataset] = {}  # by slice, where there is no folder
         for config in configs:  # what can be refused is refused before anything runs
             data = self.data(config)
             check_sizes(data, config)
             steps = shape(config, data)
             loop.plan(config, steps.steps_per_epoch, steps.steps)
-        self.plan = self._plan()
+        self.plan = parallel.from_first(self._plan)
+        for one in self.plan.slices:
+            n_train = len(self.data(one.config).train_labels) - one.config.holdout
+            parallel.layout(shard, one.lanes, loop.batch_sizes(one.config, n_train), devices)
 
     def data(self, config: Config) -> Dataset:
         """The data set of a config."""
@@ -127,7 +131,7 @@ class Job:
     ) -> xr.Dataset:
         """Do what the plan says; the history of the whole grid."""
         if self.folder:
-            _keep(self.folder, self.grid)
+            parallel.at_first(partial(_keep, self.folder, self.grid))
         waiting = list(self.plan.slices)
         done, total, number = 0, sum(map(self._work, waiting)), 1
         while waiting:
@@ -143,7 +147,7 @@ class Job:
                     note(f"out of memory with {one.lanes} lanes at once; going on with {waiting[0].lanes}")
             else:
                 done, number, waiting = done + self._work(one), number + 1, waiting[1:]
-        return self._whole()
+        return parallel.from_first(self._whole) if self.folder else self._whole()
 
     def _work(self, one: Slice) -> int:
         return len(one.points) * shape(one.config, self.data(one.config)).steps
@@ -164,15 +168,14 @@ class Job:
     def _halved(self, one: Slice, waiting: list[Slice]) -> list[Slice]:
         """Where one was too large: half as many lanes at once, for it and all that share its program."""
         if folder := self._slice_folder(one):
-            shutil.rmtree(folder, ignore_errors=True)
+            parallel.at_first(partial(shutil.rmtree, folder, ignore_errors=True))
         return [part for each in waiting for part in (halved(each) if each.program == one.program else [each])]
 
     def _plan(self) -> Plan:
         finished, started = self._there()
         taken = finished | {point.identity() for one in started for point in one.points}
         rest = [point for point in self.points if point.identity() not in taken]
-        devices = 1 if self._shard == "batch" else self._devices or parallel.device_count()
-        slices = [*started, *cut(rest, self._most_lanes, devices)]
+        slices = [*started, *cut(rest, self._most_lanes, self._shard, self._devices or parallel.device_count())]
         here = sum(point.identity() in finished for point in self.points)
         return estimate(len(self.points), here, slices, self.data)
 
@@ -200,8 +203,6 @@ class Job:
 
     def _run_slice(self, one: Slice, landed: Callable[[xr.Dataset, int], None] | None) -> None:
         dataset, folder = self.data(one.config), self._slice_folder(one)
-        if folder and folder.exists() and not (folder / "config.yaml").exists():
-            shutil.rmtree(folder)  # it had only just been made
         result = run(
             one.config,
             [point.hypers for point in one.points],
@@ -209,7 +210,7 @@ class Job:
             paired=True,
             dataset=dataset,
             folder=folder,
-            resume=bool(folder and folder.exists()),
+            resume=parallel.from_first(partial(_is_begun, folder)) if folder else False,
             tensorboard="none",
             lanes=one.lanes,
             deepest=one.deepest,
@@ -218,7 +219,7 @@ class Job:
             devices=self._devices,
         )
         if folder:
-            shutil.rmtree(folder / "checkpoints", ignore_errors=True)
+            parallel.at_first(partial(shutil.rmtree, folder / "checkpoints", ignore_errors=True))
         else:
             self._histories[_name(one)] = result.history
 
@@ -273,6 +274,18 @@ class _There(NamedTuple):
 def _slices(folder: Path | None) -> Iterator[tuple[Path, _There]]:
     for file in sorted((folder / "slices").glob("*/config.yaml")) if folder else []:
         yield file.parent, _There.of(yaml.safe_load(file.read_text()))
+
+
+def _loaded(find: Callable[[], Dataset]) -> Dataset:
+    """Found by every process, and prepared, where it has to be, by the first."""
+    return parallel.at_first(find) or find()
+
+
+def _is_begun(folder: Path) -> bool:
+    """Whether a slice can go on in its folder; one that was only just made is made again."""
+    if not (folder / "config.yaml").exists():
+        shutil.rmtree(folder, ignore_errors=True)
+    return folder.exists()
 
 
 def _name(one: Slice) -> str:
