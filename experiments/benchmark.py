@@ -99,6 +99,30 @@ GOALS = (
         at_least=300,
         per=1 / IRIS_LANES,
     ),
+    Goal(
+        "eight_lanes_vs_one_after_other",
+        "runs a second of eight lanes, times those of one after the other",
+        "norms",
+        "lanes",
+        at_least=1.25,
+        per=1 / LANES,
+    ),
+    Goal(
+        "iris_64_lanes_vs_one_after_other",
+        "the same of 64 Iris lanes",
+        "iris_one",
+        "iris_64",
+        at_least=1.7,
+        per=1 / 64,
+    ),
+    Goal(
+        "iris_256_lanes_vs_one_after_other",
+        "the same of 256 Iris lanes",
+        "iris_one",
+        "iris",
+        at_least=1.7,
+        per=1 / IRIS_LANES,
+    ),
     Goal("matmul_floor_share", "the matrix products alone, over the bare run", "matmul", at_least=0.7),
     Goal("compile_depth_240_vs_8", "first step of 240 layers, over that of 8", "deep", "shallow", at_most=2.0),
     Goal("pytorch_norms", "PyTorch with norms, over PyTorch bare", "torch_norms", "torch"),
@@ -149,14 +173,17 @@ def _ours(options: Options) -> dict[str, Callable[[int], float]]:
 
         return seconds
 
-    epochs, lanes = (1, 4) if options.smoke else (30, IRIS_LANES)
+    epochs, share = (1, IRIS_LANES // 4) if options.smoke else (30, 1)
     iris = replace(notebook.IRIS, epochs=epochs, record=("norms",))
     flowers = load("iris_petal")
 
-    def iris_runs(turn: int) -> float:
-        begun = time.perf_counter()
-        run(iris, notebook.ADAM, lanes, dataset=flowers)
-        return time.perf_counter() - begun
+    def iris_runs(lanes: int) -> Callable[[int], float]:
+        def seconds(turn: int) -> float:
+            begun = time.perf_counter()
+            run(iris, notebook.ADAM, max(1, lanes // share), dataset=flowers)
+            return time.perf_counter() - begun
+
+        return seconds
 
     def first_step(depth: int) -> Callable[[int], float]:
         def seconds(turn: int) -> float:
@@ -171,7 +198,9 @@ def _ours(options: Options) -> dict[str, Callable[[int], float]]:
         **{name: chunk(*watch) for name, watch in WATCHES.items()},
         "matmul": _matrix_products(tutorials, steps),
         "lanes": chunk(("norms",), "every(1)", LANES, None),
-        "iris": iris_runs,
+        "iris": iris_runs(IRIS_LANES),
+        "iris_64": iris_runs(64),
+        "iris_one": iris_runs(1),
         "deep": first_step(14 if options.smoke else 240),
         "shallow": first_step(2 if options.smoke else 8),
     }

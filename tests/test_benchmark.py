@@ -23,6 +23,9 @@ NAMES = {
     "eight_lanes_vs_pytorch_per_lane",
     "iris_runs_vs_pytorch",
     "iris_runs_vs_keras",
+    "eight_lanes_vs_one_after_other",
+    "iris_64_lanes_vs_one_after_other",
+    "iris_256_lanes_vs_one_after_other",
     "matmul_floor_share",
     "compile_depth_240_vs_8",
 }

@@ -62,3 +62,24 @@ def test_a_loop_of_ones_own_in_the_readme_runs(capsys: pytest.CaptureFixture) ->
     lines = capsys.readouterr().out.splitlines()
     assert [line.split()[0] for line in lines] == ["0", "10", "20"]
     assert all("gradient/rms/dense_11" in line and "nan" not in line for line in lines)
+
+
+def test_the_sweep_in_the_readme_runs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    """The grid and both of its commands, in one epoch: the plan first, then the map; said again, nothing is run."""
+    from vgjax.cli import main
+
+    text = PAGES[0].read_text()
+    grid = re.search(r"```yaml\n# grid.yaml\n(.*?)```", text, re.S)[1]
+    monkeypatch.chdir(tmp_path)
+    Path("grid.yaml").write_text(grid.replace("epochs: 3", "steps: 3").replace("seeds: 4", "seeds: 1"))
+    plan, draw = (line.partition("#")[0].split()[1:] for line in re.findall(r"^\.venv/bin/vgjax sweep .*", text, re.M))
+    assert main(plan) == 0 and not Path("sweeps").exists()
+    assert "12, of which 0 are finished already" in capsys.readouterr().out
+    assert main(draw) == 0
+    picture = Path("sweeps/grid/sigma_w2-depth-validation_accuracy")
+    for suffix in (".png", ".svg", ".csv"):
+        assert picture.with_name(picture.name + suffix).stat().st_size > 500
+    assert "programs    1 to compile, for 3 slices" in capsys.readouterr().out
+    assert main(draw) == 0 and "12, of which 12 are finished already" in capsys.readouterr().out
