@@ -238,6 +238,15 @@ def killed_folder(tmp_path_factory):
     return FOLDERS[0]
 
 
+def test_listed_points_say_what_they_do_not_set():
+    """A field that one of them sweeps is the base's in the others."""
+    config = replace(GRID.config, hidden=(8, 8))
+    found = train(Grid(points=[{"sigma_w2": 4.0}, {"depth": 1}, {"activation": "relu"}], config=config))
+    assert found["sigma_w2"].values.tolist() == [4.0, 1.0, 1.0]
+    assert found["depth"].values.tolist() == [2, 1, 2]
+    assert found["activation"].values.tolist() == ["tanh", "tanh", "relu"]
+
+
 def test_another_folder_is_refused(tmp_path):
     (tmp_path / "thesis.tex").write_text("mine")
     with pytest.raises(ValueError, match="is not empty and holds no sweep"):

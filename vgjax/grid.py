@@ -52,6 +52,14 @@ class Point(NamedTuple):
     coordinates: dict[str, Any]
     """Swept field → value as written."""
 
+    def value(self, name: str) -> Any:
+        """The value of a field, swept over in this point or not."""
+        if name in self.coordinates:
+            return self.coordinates[name]
+        derived: dict[str, float] = {"depth": len(self.config.hidden), "width": (*self.config.hidden, 0)[0]}
+        derived |= {"sigma_w2": self.hypers.sigma_w**2, "sigma_b2": self.hypers.sigma_b**2}
+        return derived.get(name, getattr(self.hypers, name, getattr(self.config, name, None)))
+
     def identity(self) -> str:
         """Content address: 16 hex digits of the SHA-256 of the canonical JSON of config, hypers and seed.
 

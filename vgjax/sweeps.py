@@ -190,10 +190,8 @@ class Job:
         wanted = {point.identity(): point for point in self.points}
         finished: set[str] = set()
         started = []
-        for path, there in _slices(self.folder):
+        for path, there in self._slices():
             ids = there.identities
-            if there.data != {text_of(name): data.source for name, data in self._data.items()}.get(there.dataset):
-                continue
             if (path / "history.nc").exists():
                 finished |= set(ids)
             elif all(name in wanted for name in ids):
@@ -226,9 +224,17 @@ class Job:
     def _slice_folder(self, one: Slice) -> Path | None:
         return self.folder / "slices" / _name(one) if self.folder else None
 
+    def _slices(self) -> Iterator[tuple[Path, _There]]:
+        """Those in the folder, of the same data."""
+        sources = {text_of(name): data.source for name, data in self._data.items()}
+        for file in sorted(self.folder.glob("slices/*/config.yaml")) if self.folder else []:
+            there = _There.of(yaml.safe_load(file.read_text()))
+            if there.data == sources.get(there.dataset):
+                yield file.parent, there
+
     def _finished(self) -> Iterator[xr.Dataset]:
         yield from self._histories.values()
-        for path, _ in _slices(self.folder):
+        for path, _ in self._slices():
             if (path / "history.nc").exists():
                 yield history.load(path)
 
@@ -245,9 +251,10 @@ class Job:
                 order.append(places[places >= 0])
         places = np.concatenate(order)
         whole = history.beside(parts).isel(lane=np.argsort(places, kind="stable"))
-        lanes = [self.points[i].coordinates for i in np.sort(places)]
-        for name in dict.fromkeys(name for one in lanes for name in one if name not in whole.coords):
-            whole = whole.assign_coords({name: ("lane", _column([one.get(name) for one in lanes]))})
+        lanes = [self.points[i] for i in np.sort(places)]
+        for name in dict.fromkeys(name for point in self.points for name in point.coordinates):
+            if name not in whole.coords:
+                whole = whole.assign_coords({name: ("lane", np.array([_plain(point.value(name)) for point in lanes]))})
         whole.attrs["sweep"] = json.dumps(grids.as_plain(self.grid), ensure_ascii=False)
         if self.folder:
             history.finish(self.folder, whole)
@@ -269,11 +276,6 @@ class _There(NamedTuple):
         seeds = run.seeds if isinstance(run.seeds, tuple) else tuple(range(run.seeds))
         ids = [Point(run.config, *pair, {}).identity() for pair in zip(run.hypers, seeds, strict=True)]
         return cls(ids, text_of(run.config.dataset), about["data"], about.get("lanes", 0), about.get("deepest", 0))
-
-
-def _slices(folder: Path | None) -> Iterator[tuple[Path, _There]]:
-    for file in sorted((folder / "slices").glob("*/config.yaml")) if folder else []:
-        yield file.parent, _There.of(yaml.safe_load(file.read_text()))
 
 
 def _loaded(find: Callable[[], Dataset]) -> Dataset:
@@ -313,16 +315,8 @@ def _write_whole(path: Path, text: str) -> None:
     os.replace(temporary, path)
 
 
-def _column(values: list[Any]) -> np.ndarray:
-    """A swept field of all lanes, as a coordinate that netCDF can hold."""
-    plain = [_plain(value) for value in values]
-    if any(v is None for v in plain):  # fields that only some points set
-        is_number = all(v is None or isinstance(v, int | float) for v in plain)
-        plain = [(np.nan if is_number else "") if v is None else v for v in plain]
-    return np.array(plain)
-
-
 def _plain(value: Any) -> Any:
+    """As a coordinate can hold it."""
     if isinstance(value, tuple):
         return "-".join(map(str, value))
     return text_of(value) if callable(value) else value
