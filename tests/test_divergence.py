@@ -7,6 +7,7 @@ import dataclasses
 import numpy as np
 import pytest
 import small
+import xarray as xr
 from reference import as_float64
 
 from vgjax import divergence, history
@@ -117,3 +118,21 @@ def test_backward_overflow_is_told_apart():
     assert np.isfinite(found["train_loss"]).all()
     where = [found[f"first_bad_{what}"].item() for what in ("step", "layer", "in")]
     assert where == [0, "layer_1", "backward"]
+
+
+@pytest.mark.parametrize("learning_rate", [0.1, 1e30])
+def test_validation_at_the_end_alone(learning_rate):
+    """Everything else is the same, the step and layer of a divergence too; between, validation is NaN."""
+    config = dataclasses.replace(small.CONFIG, activation="relu")
+    found = [
+        run(dataclasses.replace(config, validate=when), Hypers(learning_rate), 2, dataset=small.dataset()).history
+        for when in ("every_epoch", "end")
+    ]
+    validation = ["validation_loss", "validation_accuracy"]
+    xr.testing.assert_identical(*(one.drop_vars(validation).drop_attrs() for one in found))
+    assert (found[0]["first_bad_step"].values >= 0).all() == (learning_rate > 1)
+    if learning_rate < 1:
+        assert found[1].sizes["evaluation"] == 3
+        for name in validation:
+            assert np.isnan(found[1][name].values[:, :-1]).all()
+            np.testing.assert_array_equal(found[1][name].values[:, -1], found[0][name].values[:, -1])

@@ -174,21 +174,24 @@ def test_a_job_stops_as_one_and_survives_the_loss_of_a_process(tmp_path):
 
 
 IDLE = """
-import os, sys, time
+import os, pathlib, sys, time
 from vgjax.machines import joined
-with joined(sys.argv[1:]):
-    print("joined")
-    if sys.argv[3] == "0":
-        os.kill(os.getpid(), 9)
+with joined(sys.argv[1:4]):
+    other = pathlib.Path(sys.argv[4])
+    if sys.argv[3] == "1":
+        other.touch()
+    while sys.argv[3] == "0":
+        if other.exists():
+            os.kill(os.getpid(), 9)
     time.sleep(60)
 """
 
 
-def test_a_process_that_computes_nothing_learns_of_the_loss():
+def test_a_process_that_computes_nothing_learns_of_the_loss(tmp_path):
     """JAX's service tells it so and aborts, with a page from C++; what is seen is the line."""
     address = f"127.0.0.1:{free_port()}"
-    _, idle = ends_of([start(["-c", IDLE, address, 2, index], 1) for index in range(2)], timeout=50)
-    assert idle == (1, "joined\n", f"{GONE}\n")
+    _, idle = ends_of([start(["-c", IDLE, address, 2, index, tmp_path / "joined"], 1) for index in range(2)])
+    assert idle == (1, "", f"{GONE}\n")
 
 
 @pytest.mark.parametrize(
@@ -228,11 +231,18 @@ def test_a_sweep_on_two_machines(tmp_path):
     plain = {"dataset": "iris", "hidden": [8], "activation": "tanh", "batch_size": 25, "epochs": 2, "seeds": 2}
     plain["product"] = {"depth": [1, 2, 3], "learning_rate": [0.1, 0.2]}
     (tmp_path / "grid.json.yaml").write_text(json.dumps(plain))
-    words = ["sweep", tmp_path / "grid.json.yaml", "--out", tmp_path / "sweep", "--plot", "depth,validation_loss"]
+    words = [
+        "sweep",
+        tmp_path / "grid.json.yaml",
+        "--out",
+        tmp_path / "sweep",
+        "--plot",
+        "depth,learning_rate,validation_loss",
+    ]
     (status, out, errors), (status2, out2, errors2) = ends_of(job(words))
     assert status == status2 == 0, errors + errors2
     assert "Best settings" in out and out2 == ""
-    assert (tmp_path / "sweep" / "depth-validation_loss.png").exists()
+    assert (tmp_path / "sweep" / "depth-learning_rate-validation_loss.png").exists()
     alone = sweep(read_grid(tmp_path / "grid.json.yaml"), devices=1)
     found = load(tmp_path / "sweep")
     for name in ("train_loss", "gradient_rms", "delta_rms"):

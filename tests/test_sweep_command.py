@@ -35,6 +35,8 @@ BAD = [
     ("", "", "--plot learning_rate", "plot 'learning_rate' is not allowed; allowed: X,VALUE or X,Y,VALUE"),
     ("", "", "--plot learning_rat,validation_loss", "did you mean 'learning_rate'"),
     ("", "", "--plot learning_rate,validation_los", "did you mean 'validation_loss'"),
+    ("", "", "--plot seed,validation_loss", "a cell of seed would mix learning_rate (0.1, 0.2); allowed: plot over it"),
+    ("epochs: 2", "record: [norms]", "--plot learning_rate,delta_rms", "unknown value 'delta_rms'; did you mean"),
     ("", "", "--devices 99", "99 devices asked for; allowed: 1 to"),
     ("", "", "--shard batches", "--shard"),
 ]

@@ -150,7 +150,7 @@ class Sweep:
         if "jax" not in sys.modules:  # small lanes cannot keep several cores busy, so each core is a device
             os.environ.setdefault("JAX_NUM_CPU_DEVICES", str(os.cpu_count()))
         from vgjax import map_figures, maps, parallel
-        from vgjax.grid import FIELDS, read_grid
+        from vgjax.grid import read_grid
         from vgjax.machines import joined
         from vgjax.show import ProgressBar, print_best, print_plan
         from vgjax.stopping import stop_after_chunk
@@ -158,8 +158,7 @@ class Sweep:
 
         grid = read_grid(self.file)
         for spec in self.plot:
-            swept = [name for name in FIELDS if any(name in step for axis in grid.axes for step in axis)]
-            maps.parse_plot(spec, dict.fromkeys([*swept, *Hypers._fields, "seed"]))
+            maps.check_plot(spec, grid.expand())
         folder = self.out or Path("sweeps", self.file.stem)
         how = {name: getattr(self, name) for name in ("data_dir", "manual_dir", "lanes", "shard", "devices")}
         with joined(self.distributed):

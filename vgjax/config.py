@@ -86,6 +86,8 @@ class Config:
     """The incomplete batch at the end of an epoch."""
     reduction: Literal["mean", "sum"] = "mean"
     """Gradients are means or sums over the batch; sums are divided by --batch-size on their way to the optimizer."""
+    validate: Literal["every_epoch", "end"] = "every_epoch"
+    """When the validation examples are looked at; between, their loss and accuracy are NaN."""
     replicas: int = 1
     """Unsynchronised replicas from one start, each on its own part of every batch, as old MXNet ran [replicas]."""
     cadence: Named = "epoch"

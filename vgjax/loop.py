@@ -42,11 +42,12 @@ class Result(NamedTuple):
 
 
 class Chunk(NamedTuple):
-    """Steps start … stop − 1, those in `recorded` instrumented."""
+    """Steps start … stop − 1, those in `recorded` instrumented; and whether it ends with a validation."""
 
     start: int
     stop: int
     recorded: tuple[int, ...]
+    validates: bool
 
 
 def run(
@@ -200,7 +201,10 @@ class _Landing:
                 name: x[:, :, self.kept_rows] if "layer" in history.VARIABLES[name][0] else x
                 for name, x in records.items()
             }
-        suspects = ~np.isfinite(evaluation["train_loss"] + evaluation["validation_loss"]) & ~self.diverged()
+        suspects = ~evaluation.pop("finite")
+        if flight.chunk.validates:
+            suspects |= ~np.isfinite(evaluation["validation_loss"])
+        suspects &= ~self.diverged()
         if suspects.any():
             self._look_closer(flight, np.flatnonzero(suspects))
         part = history.chunk(
@@ -299,7 +303,7 @@ def plan(config: Config, steps_per_epoch: int, total_steps: int) -> list[Chunk]:
     stops = [min(start + steps_per_epoch, total_steps) for start in starts]
     borders = [bisect.bisect_left(recorded, step) for step in [0, *stops]]
     return [
-        Chunk(start, stop, tuple(recorded[a:b]))
+        Chunk(start, stop, tuple(recorded[a:b]), config.validate == "every_epoch" or stop == total_steps)
         for start, stop, (a, b) in zip(starts, stops, itertools.pairwise(borders), strict=True)
     ]
 
@@ -333,7 +337,8 @@ def _plan_arrays(chunk: Chunk, most: int) -> Plan:
     borders = [chunk.start - 1, *chunk.recorded, chunk.stop]
     gaps = [after - before - 1 for before, after in itertools.pairwise(borders)]
     gaps += [0] * (most + 1 - len(gaps))
-    return Plan(*(jnp.asarray(np.array(x, np.int32)) for x in (chunk.start, gaps, len(chunk.recorded))))
+    numbers = np.int32(chunk.start), np.array(gaps, np.int32), np.int32(len(chunk.recorded)), np.bool_(chunk.validates)
+    return Plan(*map(jnp.asarray, numbers))
 
 
 def lanes_of(pairs: Sequence[tuple[Hypers, int]], replicas: int) -> tuple[Lane, dict[str, np.ndarray]]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -14,6 +14,8 @@ from numpy.typing import ArrayLike
 from vgjax import analysis, profiles, theory
 from vgjax.analysis import Estimate, estimate
 from vgjax.config import Config, Hypers
+from vgjax.families import FAMILIES, chosen
+from vgjax.grid import Point
 from vgjax.history import VARIABLES
 from vgjax.initializers import is_data_dependent
 from vgjax.names import nearest
@@ -61,6 +63,27 @@ def parse_plot(spec: str, coordinates: Iterable[str], values: Iterable[str] = VA
     if name not in (known := list(values)):
         raise ValueError(f"plot {spec!r}: unknown value {name!r}; {nearest(name, known)}")
     return Plot(over[0], over[1] if len(over) > 1 else None, value)
+
+
+def check_plot(spec: str, points: Sequence[Point]) -> None:
+    """Refuse, before a sweep, what could not be drawn after it.
+
+    Args:
+      spec: as `parse_plot` takes it.
+      points: of the sweep.
+
+    Raises:
+      ValueError: an unknown name, a value that is not recorded, or cells in which points would be mixed.
+    """
+    names = dict.fromkeys((*Hypers._fields, *(name for point in points for name in point.coordinates)))
+    rows = [{name: point.value(name) for name in names} | {"seed": point.seed} for point in points]
+    given = {name: set(family.gives) for name, family in FAMILIES.items()}
+    missing = set[str]().union(*given.values())
+    for record in {point.config.record for point in points}:
+        missing -= set().union(*(given[name] for name in chosen(record)))
+    missing |= {"decay"} if "delta_rms" in missing else set()
+    plot = parse_plot(spec, [*names, "seed"], [name for name in VALUES if name not in missing])
+    _by_cell(pd.DataFrame(rows), [name for name in plot[:2] if name])
 
 
 def _name_and_layer(value: str) -> tuple[str, str]:
@@ -165,16 +188,7 @@ def cells(history: xr.Dataset, over: Sequence[str], value: str) -> pd.DataFrame:
       ValueError: no such coordinate or value, or lanes of a cell differ in a coordinate that is not in `over`.
     """
     table = lanes(history)
-    for name in over:
-        if name not in table:
-            raise ValueError(f"no lane has a {name!r}; {nearest(name, [str(one) for one in table])}")
-    by_cell = table.groupby(list(over), dropna=False)
-    others = [name for name in swept(table) if name not in over]
-    mixed = [name for name in others if (by_cell[name].nunique(dropna=False) > 1).any()]
-    if mixed:
-        said = ", ".join(f"{name} ({_few(table[name])})" for name in mixed)
-        one = f"history.isel(lane=history[{mixed[0]!r}] == {table[mixed[0]].tolist()[0]!r})"
-        raise ValueError(f"a cell of {', '.join(over)} would mix {said}; allowed: plot over it, or keep one, {one}")
+    by_cell = _by_cell(table, over)
     numbers = lane_values(history, value)
     diverged = history["first_bad_step"].values >= 0
     rows = []
@@ -185,6 +199,21 @@ def cells(history: xr.Dataset, over: Sequence[str], value: str) -> pd.DataFrame:
         rows.append((*point, *found, int(diverged[rows_of_cell].sum()), len(rows_of_cell)))
     columns = [*over, "value", "low", "high", "n", "diverged", "lanes"]
     return pd.DataFrame(rows, columns=columns).sort_values(list(over), ignore_index=True)
+
+
+def _by_cell(table: pd.DataFrame, over: Sequence[str]) -> Any:
+    """The lanes grouped, if those of a cell differ in nothing but their draws."""
+    for name in over:
+        if name not in table:
+            raise ValueError(f"no lane has a {name!r}; {nearest(name, [str(one) for one in table])}")
+    by_cell = table.groupby(list(over), dropna=False)
+    others = [name for name in swept(table) if name not in over]
+    mixed = [name for name in others if (by_cell[name].nunique(dropna=False) > 1).any()]
+    if mixed:
+        said = ", ".join(f"{name} ({_few(table[name])})" for name in mixed)
+        one = f"history.isel(lane=history[{mixed[0]!r}] == {table[mixed[0]].tolist()[0]!r})"
+        raise ValueError(f"a cell of {', '.join(over)} would mix {said}; allowed: plot over it, or keep one, {one}")
+    return by_cell
 
 
 def _few(column: pd.Series) -> str:

@@ -73,6 +73,7 @@ def _start_only(program: Program, train: Arrays) -> tuple[Program, Arrays]:
         "holdout": 0,
         "epochs": 1,
         "steps": 0,
+        "validate": "end",
         "shuffle": config.shuffle if config.shuffle == "never" else "once",  # epoch 0 is the same
         "replicas": 1,
         "reduction": "mean",
@@ -95,6 +96,7 @@ def _without_start(program: Program) -> Program:
         "scaling": "auto",
         "holdout": 0,
         "cadence": "epoch",
+        "validate": "end",
         "output_initializer": "",
     }
     if not is_data_dependent(program.config.initializer):  # which keeps layers apart

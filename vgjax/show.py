@@ -344,6 +344,7 @@ class ProgressBar:
         loss, accuracy = (float(part[name].mean()) for name in ("train_loss", "validation_accuracy"))
         unit = "step" if done is None else "lane step"
         done = int(part["evaluated_at"].values[-1]) if done is None else done
-        numbers = f"{what}loss {loss:.3g}  accuracy {accuracy:.3f}  first-layer RMS {self._rms:.2g}"
+        seen = "" if np.isnan(accuracy) else f"accuracy {accuracy:.3f}  "
+        numbers = f"{what}loss {loss:.3g}  {seen}first-layer RMS {self._rms:.2g}"
         self._bar.update(self._task, completed=done, total=total, description=numbers)
         self._last = f"{unit} {done} of {total}  {numbers}"

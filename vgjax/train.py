@@ -60,6 +60,7 @@ class Plan(NamedTuple):
     start: jax.Array
     gaps: jax.Array  # [most records a chunk can have + 1]
     n_records: jax.Array
+    validates: jax.Array  # whether it ends with a validation
 
 
 class Shared(NamedTuple):
@@ -199,7 +200,8 @@ def run_chunk(program: Program, shared: Shared, lane_and_state: tuple[Lane, Stat
 
     Returns:
       The new state; the records [most records a chunk can have, …], of which the first `n_records` count; the
-      evaluation (means over the chunk's steps, and over the validation examples).
+      evaluation: means over the chunk's steps, and over the validation examples, NaN where the plan has none; and
+      whether losses and parameters are finite.
     """
     lane, state = lane_and_state
     plan = shared.plan
@@ -230,7 +232,12 @@ def run_chunk(program: Program, shared: Shared, lane_and_state: tuple[Lane, Stat
     carry = (state, Meter(zero, zero, zero), plan.start, jnp.int32(0), records)
     state, meter, _, _, records = jax.lax.fori_loop(0, plan.n_records + 1, gap_then_record, carry)
     evaluation = {"train_loss": meter.loss / meter.examples, "train_accuracy": meter.correct / meter.examples}
-    return state, records, evaluation | evaluate(program, shared, lane, state)
+    validation = partial(evaluate, program, shared, lane)
+    unseen = jax.tree.map(lambda s: jnp.full(s.shape, jnp.nan, s.dtype), jax.eval_shape(validation, state))
+    evaluation |= jax.lax.cond(plan.validates, validation, lambda state: unseen, state)
+    params = jnp.stack([jnp.all(jnp.isfinite(leaf)) for leaf in jax.tree.leaves(state.variables["params"])])
+    finite = jnp.all(params) & jnp.isfinite(evaluation["train_loss"])
+    return state, records, evaluation | {"finite": finite}
 
 
 def evaluate(program: Program, shared: Shared, lane: Lane, state: State) -> dict[str, jax.Array]:
