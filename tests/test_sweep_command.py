@@ -60,7 +60,10 @@ def test_no_file(tmp_path, monkeypatch, capsys):
 
 
 def test_stopped_and_gone_on(tmp_path):
-    """SIGINT lets the chunk land and says the command that goes on; that command ends the sweep."""
+    """SIGINT lets the chunk land and says the command that goes on; that command ends the sweep.
+
+    Meanwhile nobody else gets into the folder.
+    """
     (tmp_path / "grid.yaml").write_text(GRID.replace("epochs: 2", "epochs: 3000\ncadence: every(1000)"))
     command = [sys.executable, "-m", "vgjax", "sweep", "grid.yaml", "--lanes", "1"]
     process = subprocess.Popen(
@@ -70,6 +73,9 @@ def test_stopped_and_gone_on(tmp_path):
     while not list(folder.glob("slices/*/history/until-*.nc")):
         assert process.poll() is None and time.monotonic() < deadline
         time.sleep(0.05)
+    second = subprocess.run(command, cwd=tmp_path, env=environment(1), capture_output=True, text=True, timeout=100)
+    assert second.returncode == 2 and second.stderr.count("\n") == 1
+    assert "sweeps/grid is in use by another process; wait for it" in second.stderr
     process.send_signal(signal.SIGINT)
     out, errors = process.communicate(timeout=60)
     assert process.returncode == 130, errors

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import os
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +18,14 @@ from vgjax import checkpoint, history, parallel
 from vgjax.environment import environment
 from vgjax.records import Records, Which
 
+try:
+    import fcntl
+except ImportError:  # not on Windows, where nothing is locked
+    fcntl = None  # type: ignore[assignment]
+
 SECONDS_BETWEEN_CHECKPOINTS = 10.0
+LOCK = ".lock"
+BEGINNINGS = (LOCK, "config.tmp", "grid.tmp")  # what a process leaves that is killed before its run has a config
 
 
 class RunFolder:
@@ -25,8 +34,8 @@ class RunFolder:
     Of several processes the first writes; all of them call the same methods.
     """
 
-    def __init__(self, path: Path):
-        self.path = path
+    def __init__(self, path: Path, claim: contextlib.ExitStack):
+        self.path, self._claim = path, claim
         self._checkpoints = checkpoint.open_checkpoints(path)
         self._records: Records | None = None
         self._saved_at = time.monotonic()
@@ -48,19 +57,28 @@ class RunFolder:
     @classmethod
     def _open(cls, path: Path, about: dict[str, Any], resume: bool) -> RunFolder:
         file = path / "config.yaml"
-        if file.exists():
-            there = _read(file)
-            if _what(there) != _what(about):
-                raise ValueError(f"{path} holds another run ({_difference(there, about)}); choose another folder")
-            if not resume:
-                raise ValueError(f"{path} holds this run already; go on with --resume, or choose another folder")
-        elif path.exists() and any(path.iterdir()):
-            raise ValueError(f"{path} is not empty and holds no run; choose another folder")
-        else:
-            path.mkdir(parents=True, exist_ok=True)
-            _write_whole(file, yaml.safe_dump(about, sort_keys=False, allow_unicode=True))
-            _write_whole(path / "environment.json", json.dumps(environment(), indent=2))
-        return cls(path)
+        with contextlib.ExitStack() as claim:
+            is_new = not path.exists() or all(one.name in BEGINNINGS for one in path.iterdir())
+            if is_new:
+                path.mkdir(parents=True, exist_ok=True)
+            elif not file.exists():
+                raise ValueError(f"{path} is not empty and holds no run; choose another folder")
+            claim.enter_context(claimed(path))
+            if is_new:
+                write_whole(file, yaml.safe_dump(about, sort_keys=False, allow_unicode=True))
+                write_whole(path / "environment.json", json.dumps(environment(), indent=2))
+            else:
+                cls._check(path, about, resume)
+            return cls(path, claim.pop_all())
+
+    @staticmethod
+    def _check(path: Path, about: dict[str, Any], resume: bool) -> None:
+        """Whether the folder's run is this one, to be gone on with."""
+        there = _read(path / "config.yaml")
+        if _what(there) != _what(about):
+            raise ValueError(f"{path} holds another run ({_difference(there, about)}); choose another folder")
+        if not resume:
+            raise ValueError(f"{path} holds this run already; go on with --resume, or choose another folder")
 
     def resume(self, tree: Any, tensorboard: Which) -> tuple[int, Any, list[xr.Dataset]]:
         """Where the run stands: steps done, the tree there, the history so far; and begin TensorBoard and the log.
@@ -100,10 +118,11 @@ class RunFolder:
         history.finish(self.path, whole)
 
     def close(self) -> None:
-        """Write what is queued and close every file."""
-        self._checkpoints.close()
-        if self._records:
-            self._records.close()
+        """Write what is queued, close every file and let go of the folder."""
+        with self._claim:
+            self._checkpoints.close()
+            if self._records:
+                self._records.close()
 
 
 class _Elsewhere(RunFolder):
@@ -125,7 +144,25 @@ class _Elsewhere(RunFolder):
         """Nothing is open."""
 
 
-def _write_whole(path: Path, text: str) -> None:
+@contextlib.contextmanager
+def claimed(path: Path) -> Iterator[None]:
+    """Keep other processes out of a folder; however this one ends, the system lets them in then.
+
+    Raises:
+      ValueError: another process is in it.
+    """
+    with (path / LOCK).open("w") as lock:
+        if fcntl:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                problem = f"{path} is in use by another process; wait for it, or choose another folder"
+                raise ValueError(problem) from None
+        yield
+
+
+def write_whole(path: Path, text: str) -> None:
+    """The file is there whole or not at all."""
     temporary = path.with_suffix(".tmp")
     temporary.write_text(text)
     os.replace(temporary, path)

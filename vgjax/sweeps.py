@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import math
-import os
 import shutil
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -23,6 +23,7 @@ from vgjax.checks import check_names
 from vgjax.config import Config
 from vgjax.data import Dataset, load
 from vgjax.environment import environment
+from vgjax.folder import BEGINNINGS, claimed, write_whole
 from vgjax.grid import Grid, Point
 from vgjax.loop import run
 from vgjax.names import text_of
@@ -130,8 +131,13 @@ class Job:
         self, progress: Callable[[Standing], None] | None = None, note: Callable[[str], None] | None = None
     ) -> xr.Dataset:
         """Do what the plan says; the history of the whole grid."""
-        if self.folder:
-            parallel.at_first(partial(_keep, self.folder, self.grid))
+        with contextlib.ExitStack() as claim:
+            if self.folder:
+                parallel.at_first(partial(_keep, self.folder, self.grid, claim))
+            self._run_slices(progress, note)
+            return parallel.from_first(self._whole) if self.folder else self._whole()
+
+    def _run_slices(self, progress: Callable[[Standing], None] | None, note: Callable[[str], None] | None) -> None:
         waiting = list(self.plan.slices)
         done, total, number = 0, sum(map(self._work, waiting)), 1
         while waiting:
@@ -147,7 +153,6 @@ class Job:
                     note(f"out of memory with {one.lanes} lanes at once; going on with {waiting[0].lanes}")
             else:
                 done, number, waiting = done + self._work(one), number + 1, waiting[1:]
-        return parallel.from_first(self._whole) if self.folder else self._whole()
 
     def _work(self, one: Slice) -> int:
         return len(one.points) * shape(one.config, self.data(one.config)).steps
@@ -295,24 +300,20 @@ def _name(one: Slice) -> str:
     return hashlib.sha256(" ".join(point.identity() for point in one.points).encode()).hexdigest()[:16]
 
 
-def _keep(folder: Path, grid: Grid) -> None:
+def _keep(folder: Path, grid: Grid, claim: contextlib.ExitStack) -> None:
     """Make a sweep's folder, or take the one that is there: it may hold another grid's slices.
 
     Raises:
-      ValueError: the folder holds something else.
+      ValueError: the folder holds something else, or another process is in it.
     """
     file = folder / "grid.yaml"
-    if folder.exists() and any(folder.iterdir()) and not file.exists():
+    is_new = not folder.exists() or all(one.name in BEGINNINGS for one in folder.iterdir())
+    if not is_new and not file.exists():
         raise ValueError(f"{folder} is not empty and holds no sweep; choose another folder")
     folder.mkdir(parents=True, exist_ok=True)
-    _write_whole(file, yaml.safe_dump(grids.as_plain(grid), sort_keys=False, allow_unicode=True))
-    _write_whole(folder / "environment.json", json.dumps(environment(), indent=2))
-
-
-def _write_whole(path: Path, text: str) -> None:
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text(text)
-    os.replace(temporary, path)
+    claim.enter_context(claimed(folder))
+    write_whole(file, yaml.safe_dump(grids.as_plain(grid), sort_keys=False, allow_unicode=True))
+    write_whole(folder / "environment.json", json.dumps(environment(), indent=2))
 
 
 def _plain(value: Any) -> Any:
