@@ -10,6 +10,7 @@ import jax
 import numpy as np
 import pytest
 
+import vgjax.model
 import vgjax.probe
 from experiments.options import Options
 from vgjax import theory
@@ -35,6 +36,35 @@ def weights_too_large(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(vgjax.probe, "initial_variables", lambda *args: _changed(draw(*args), "kernel", 1.1**0.5))
 
 
+def chi_too_large(patch: pytest.MonkeyPatch) -> None:
+    """In the oracle: the slope of the correlation map, of which ξ_c is made."""
+    right = theory.chi
+    patch.setattr(theory, "chi", lambda *args: 1.05 * right(*args))
+
+
+def curvature_too_large(patch: pytest.MonkeyPatch) -> None:
+    """In the oracle."""
+    right = theory.curvature
+    patch.setattr(theory, "curvature", lambda *args: 1.1 * right(*args))
+
+
+def second_moment_too_large(patch: pytest.MonkeyPatch) -> None:
+    """In the oracle: E[φ²] by .1 %."""
+    right = theory.moment
+    patch.setattr(theory, "moment", lambda power, *args: (1.001 if power == 2 else 1) * right(power, *args))
+
+
+def one_layer_less(patch: pytest.MonkeyPatch) -> None:
+    """In the oracle: the slope is tailored to another depth."""
+    right = theory.tailored_slope
+    patch.setattr(theory, "tailored_slope", lambda layers, target: right(layers - 1, target))
+
+
+def relu_in_the_engine(patch: pytest.MonkeyPatch) -> None:
+    """Whatever was asked for."""
+    patch.setattr(vgjax.model, "activation", lambda named: jax.nn.relu)
+
+
 def _changed(variables: Any, leaf: str, factor: float) -> Any:
     return jax.tree_util.tree_map_with_path(lambda path, x: factor * x if path[-1].key == leaf else x, variables)
 
@@ -42,6 +72,9 @@ def _changed(variables: Any, leaf: str, factor: float) -> Any:
 FAULTS: dict[str, tuple[Fault, ...]] = {
     "schoenholz_gradients": (chi1_too_large, no_biases, weights_too_large),
     "poole_maps": (chi1_too_large, no_biases, weights_too_large),
+    "selu_fixed_point": (chi1_too_large, second_moment_too_large, weights_too_large, relu_in_the_engine),
+    "hayou_edge_of_chaos": (chi_too_large, curvature_too_large, no_biases, weights_too_large),
+    "tailored_relu": (one_layer_less, relu_in_the_engine),
 }
 
 
