@@ -43,7 +43,7 @@ MAP = "after Hayou et al. 2019, 1902.06853; correlation map"
 
 WIDTH = 500
 DEPTH = {"smoke": 25, "default": 50, "full": 50}
-SEEDS = {"smoke": 16, "default": 100, "full": 100}
+SEEDS = {"smoke": 12, "default": 100, "full": 100}
 DEEP = {"smoke": 3000, "default": 10_000, "full": 10_000}  # layers of the map alone
 SHOWN = 30  # layers off the edge
 SIGMA_B2 = 0.05

@@ -48,7 +48,7 @@ NEAR = ((0.0, 1.1), (0.0, 0.9))  # two more, whose difference is the derivative
 PRINTED = {"mean μ'": 0.0, "variance ν'": 1.0, "∂ν'/∂ν": 0.782648, "∂μ'/∂ν": 0.088835, "χ₁": 1.07157}
 SHRINKING_IN = 5  # layers over which the departure of ν is followed
 SETTLED = slice(16, DEPTH)  # layers
-SEEDS = {"smoke": 60, "default": 200, "full": 200}
+SEEDS = {"smoke": 30, "default": 200, "full": 200}
 
 # Written down before the run.
 NUMBER = Within(margin=0.0001)
