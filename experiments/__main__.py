@@ -15,7 +15,15 @@ from experiments.options import Options
 from vgjax.names import nearest
 
 SIZES = {"smoke": ["--smoke"], "full": ["--full"], "default": []}
-EXPERIMENTS = ("mxnet_mnist", "keras_notebook", "schoenholz_gradients", "poole_maps")
+EXPERIMENTS = (
+    "mxnet_mnist",
+    "keras_notebook",
+    "schoenholz_gradients",
+    "poole_maps",
+    "selu_fixed_point",
+    "hayou_edge_of_chaos",
+    "tailored_relu",
+)
 
 
 def main() -> int:

@@ -3,52 +3,43 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable
 from typing import Any
 
-import jax
+import faults
 import numpy as np
 import pytest
 
 import vgjax.probe
 from experiments.options import Options
-from vgjax import theory
 
-Fault = Callable[[pytest.MonkeyPatch], None]
-
-
-def chi1_too_large(patch: pytest.MonkeyPatch) -> None:
-    """In the oracle."""
-    right = theory.chi1
-    patch.setattr(theory, "chi1", lambda *args: 1.05 * right(*args))
-
-
-def no_biases(patch: pytest.MonkeyPatch) -> None:
-    """In the engine."""
-    draw = vgjax.probe.initial_variables
-    patch.setattr(vgjax.probe, "initial_variables", lambda *args: _changed(draw(*args), "bias", 0.0))
-
-
-def weights_too_large(patch: pytest.MonkeyPatch) -> None:
-    """In the engine: Var(W) 10 % above what was asked for."""
-    draw = vgjax.probe.initial_variables
-    patch.setattr(vgjax.probe, "initial_variables", lambda *args: _changed(draw(*args), "kernel", 1.1**0.5))
-
-
-def _changed(variables: Any, leaf: str, factor: float) -> Any:
-    return jax.tree_util.tree_map_with_path(lambda path, x: factor * x if path[-1].key == leaf else x, variables)
-
-
-# The least size at which every row holds, in seconds; and what must not be overlooked.
-TRIALS: dict[str, tuple[dict[str, Any], tuple[Fault, ...]]] = {
+# Experiment → where a smoke test is too small for every row to hold, what to change in its size; and its faults.
+TRIALS: dict[str, tuple[dict[str, Any], tuple[faults.Fault, ...]]] = {
     "schoenholz_gradients": (
         {"depth": 240, "width": 300, "seeds": 4, "draws": 16},
-        (chi1_too_large, no_biases, weights_too_large),
+        (faults.chi1_too_large, faults.no_biases, faults.weights_too_large),
     ),
     "poole_maps": (
         {"width": 1000, "seeds": 20, "sigmas": (1.3, 2.5)},
-        (chi1_too_large, no_biases, weights_too_large),
+        (faults.chi1_too_large, faults.no_biases, faults.weights_too_large),
     ),
+    "glorot_histograms": ({}, (faults.slopes_too_steep, faults.weights_too_large)),
+    "yang_batch_norm": (
+        {},
+        (faults.batch_norm_gain_too_large, faults.statistics_held_fast, faults.running_averages),
+    ),
+    "lu_dying_relu": ({}, (faults.dead_too_seldom, faults.weights_lean_to_one_side)),
+    "hanin_widths": ({}, (faults.all_units_active, faults.leaky_units, faults.weights_too_large)),
+    "pennington_spectrum": ({}, (faults.all_units_active, faults.leaky_units, faults.weights_too_large)),
+    "balduzzi_shattering": ({}, (faults.angles_that_stay, faults.leaky_units)),
+    "selu_fixed_point": (
+        {},
+        (faults.chi1_too_large, faults.second_moment_too_large, faults.weights_too_large, faults.relu_in_the_engine),
+    ),
+    "hayou_edge_of_chaos": (
+        {},
+        (faults.chi_too_large, faults.curvature_too_large, faults.no_biases, faults.weights_too_large),
+    ),
+    "tailored_relu": ({}, (faults.one_layer_less, faults.relu_in_the_engine)),
 }
 
 
@@ -63,9 +54,9 @@ def fresh_programs() -> Any:
 def simulated(name: str) -> tuple[Any, Any]:
     """An experiment, and its data at the size of its trial."""
     experiment = importlib.import_module(f"experiments.{name}")
-    size = experiment.SIZES["smoke"]._replace(**TRIALS[name][0])
     with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(experiment.SIZES, "smoke", size)
+        if changes := TRIALS[name][0]:
+            patch.setitem(experiment.SIZES, "smoke", experiment.SIZES["smoke"]._replace(**changes))
         return experiment, experiment.run(Options(smoke=True))
 
 
@@ -99,10 +90,10 @@ def test_figure_shows_simulation_and_theory(healthy: tuple) -> None:
 
 @pytest.mark.parametrize(
     ("name", "fault"),
-    [(name, fault) for name, (_, faults) in TRIALS.items() for fault in faults],
+    [(name, fault) for name, (_, planted) in TRIALS.items() for fault in planted],
     ids=lambda value: getattr(value, "__name__", value),
 )
-def test_a_fault_is_seen(name: str, fault: Fault, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_fault_is_seen(name: str, fault: faults.Fault, monkeypatch: pytest.MonkeyPatch) -> None:
     """At least one row differs."""
     fault(monkeypatch)
     assert differing(*simulated(name))

@@ -127,6 +127,51 @@ def test_inner_functions_can_be_differentiated_and_vmapped():
     np.testing.assert_allclose(slope, 1 / np.pi / np.sqrt(1 - (c / 2) ** 2), rtol=1e-10)
 
 
+@pytest.mark.parametrize("name", ACTIVATIONS)
+def test_moments_and_their_growth(name):
+    phi = NUMPY[name][0]
+    for power in (1, 2, 4):
+        exact = [adaptive_mean(lambda u, k=power: phi(u) ** k, q) for q in (0.7, 0.7 - 1e-4, 0.7 + 1e-4)]
+        scale = abs(exact[0]) + 1e-3
+        assert theory.moment(power, 0.7, name) == pytest.approx(exact[0], abs=1e-10 * scale)
+        growth = (exact[2] - exact[1]) / 2e-4
+        assert theory.moment_growth(power, 0.7, name) == pytest.approx(growth, abs=1e-6 * scale)
+
+
+@pytest.mark.parametrize("name", ["tanh", "erf", "gelu", "swish"])
+def test_curvature_is_that_of_the_correlation_map(name):
+    fixed, h = theory.fixed_point(name, 1.3, 0.1), 1e-4
+    slopes = [theory.chi(1 - h * k, fixed.q, 1.3, name) for k in (0, 1, 2)]
+    second = (3 * slopes[0] - 4 * slopes[1] + slopes[2]) / (2 * h)
+    assert theory.curvature(fixed.q, 1.3, name) == pytest.approx(second, rel=1e-5)
+
+
+@pytest.mark.parametrize(("name", "sigma_w2", "sigma_b2"), [("tanh", 1.3, 0.05), ("relu", 1.5, 0.5), ("elu", 1.6, 0.0)])
+def test_correlations_are_the_map_over_and_over(name, sigma_w2, sigma_b2):
+    q = theory.fixed_point(name, sigma_w2, sigma_b2).q
+    found = theory.correlations([[-0.3, 0.0, 0.9]], q, sigma_w2, sigma_b2, name, 6)
+    assert found.shape == (7, 1, 3)
+    c = np.array([[-0.3, 0.0, 0.9]])
+    for layer in found:
+        np.testing.assert_allclose(1 - layer, 1 - c, rtol=1e-9)
+        c = theory.correlation_map(c, q, sigma_w2, sigma_b2, name)
+
+
+@pytest.mark.parametrize(("layers", "slope"), [(20, ".1814"), (30, ".3027"), (50, ".4305"), (100, ".5704")])
+def test_tailored_slope(layers, slope):
+    """TAT's α, and by quadrature that it does what it is for."""
+    alpha = theory.tailored_slope(layers)
+    assert alpha == printed(slope)
+    c = theory.correlations(0.0, 1.0, 2 / (1 + alpha**2), 0.0, f"leaky_relu({alpha})", layers)
+    assert c[-1] == pytest.approx(0.9, rel=1e-7)
+
+
+@pytest.mark.parametrize(("layers", "target"), [(2, 0.9), (20, 1.0), (20, 0.0), (0, 0.5)])
+def test_what_no_tailored_slope_can_do(layers, target):
+    with pytest.raises(ValueError, match=f"target {target} is not allowed"):
+        theory.tailored_slope(layers, target)
+
+
 # Fixed points and depth scales
 
 

@@ -86,6 +86,29 @@ def _slope_pair_mean(phi: Activation, q1: jax.Array, q2: jax.Array, c: jax.Array
     return gaussian_pair_mean(derivative(phi), q1, q2, c)
 
 
+@lru_cache
+def _moment(power: int) -> Callable[..., jax.Array]:
+    return lambda phi, q: gaussian_mean(lambda u: phi(u) ** power, q)
+
+
+_moment_growth = lru_cache(lambda power: jax.grad(_moment(power), argnums=1))
+
+
+def _bend(phi: Activation, q: jax.Array) -> jax.Array:
+    return q * _slope_square(derivative(phi), q)
+
+
+@partial(jax.jit, static_argnums=(0, 1))
+def _path(layers: int, phi: Activation, c: jax.Array, q: jax.Array, sigma_w2: Any, sigma_b2: Any) -> jax.Array:
+    square = sigma_w2 * _square(phi, q) + sigma_b2
+
+    def step(c: jax.Array, _: None) -> tuple[jax.Array, jax.Array]:
+        following = (sigma_w2 * gaussian_pair_mean(phi, q, q, c) + sigma_b2) / square
+        return following, following
+
+    return jax.lax.scan(step, c, length=layers)[1]
+
+
 @partial(jax.jit, static_argnums=(0, 1))
 def _lanes(inner: Callable[..., jax.Array], phi: Activation, *columns: jax.Array) -> jax.Array:
     return jax.lax.map(lambda row: inner(phi, *row), columns, batch_size=64)  # in blocks: 6144 nodes for each pair
@@ -150,6 +173,79 @@ def product(q1: ArrayLike, q2: ArrayLike, c: ArrayLike, activation: str | Activa
 def slope_product(q1: ArrayLike, q2: ArrayLike, c: ArrayLike, activation: str | Activation) -> Numbers:
     """E[φ′(u₁) φ′(u₂)] for the same."""
     return _evaluate(_slope_pair_mean, activation, q1, q2, c)
+
+
+def moment(power: int, q: ArrayLike, activation: str | Activation) -> Numbers:
+    """E[φ(√q z)^power]: mean and variance of a layer's activations are moment 1, and moment 2 less its square.
+
+    >>> round(moment(2, 1.0, "selu") - moment(1, 1.0, "selu") ** 2, 6)
+    1.0
+    """
+    return _evaluate(_moment(power), activation, q)
+
+
+def moment_growth(power: int, q: ArrayLike, activation: str | Activation) -> Numbers:
+    """∂E[φ(√q z)^power]/∂q, for q > 0."""
+    return _evaluate(_moment_growth(power), activation, q)
+
+
+def curvature(q: ArrayLike, sigma_w2: Numbers, activation: str | Activation) -> Numbers:
+    """Second derivative at c = 1 of the correlation map at q*, σ_w² q E[φ''(√q z)²]; φ must have no kink.
+
+    As dE[φ(u₁)φ(u₂)]/dc = q E[φ'(u₁)φ'(u₂)], twice. At the edge of chaos 1 − c then falls as 2/(curvature · layer).
+
+    Source: Hayou et al. 2019, 1902.06853.
+
+    >>> curvature(1.0, 1.0, "linear")
+    0.0
+    """
+    return sigma_w2 * _evaluate(_bend, activation, q)
+
+
+def correlations(
+    c: ArrayLike, q: float, sigma_w2: float, sigma_b2: float, activation: str | Activation, layers: int
+) -> np.ndarray:
+    """The correlation map over and over, at one length q (its fixed point, or any where φ is homogeneous).
+
+    Args:
+      c: correlation of the pre-activations in the first layer, a number or an array.
+      q, sigma_w2, sigma_b2, activation: as in `length_map`.
+      layers: how many.
+
+    Returns:
+      [layers + 1, …], the first c itself.
+    """
+    start = np.asarray(c, np.float64)
+    with jax.enable_x64(True):
+        path = partial(_path, layers, _activation(activation))
+        rows = [np.asarray(path(jnp.float64(one), jnp.float64(q), sigma_w2, sigma_b2)) for one in start.ravel()]
+    return np.concatenate([start[None], np.transpose(rows).reshape(layers, *start.shape)])
+
+
+def tailored_slope(layers: int, target: float = 0.9) -> float:
+    """The slope α of leaky ReLU with which `layers` layers map correlation 0 to `target`; σ_w² = 2/(1 + α²), σ_b = 0.
+
+    One layer maps c to c + (1 − α)²/(π(1 + α²)) · (√(1 − c²) − c arccos c), in closed form.
+
+    Raises:
+      ValueError: even ReLU, α = 0, does not come as far as the target in so many layers.
+
+    Source: Zhang, Botev & Martens 2022, 2203.08120 (TAT), after Martens et al. 2021, 2110.01765.
+
+    >>> round(tailored_slope(20), 4)
+    0.1814
+    """
+
+    def excess(slope: float) -> float:
+        c, weight = 0.0, (1 - slope) ** 2 / (np.pi * (1 + slope**2))
+        for _ in range(layers):
+            c = min(1.0, c + weight * (math.sqrt(1 - c**2) - c * math.acos(c)))
+        return c - target
+
+    if excess(0.0) < 0 or not 0 < target < 1:
+        most = excess(0.0) + target
+        raise ValueError(f"target {target} is not allowed with {layers} layers; allowed: from 0 to {most:.4g}")
+    return float(brentq(excess, 0.0, 1.0, xtol=1e-14))
 
 
 class FixedPoint(NamedTuple):
@@ -250,5 +346,5 @@ def batch_norm_gradient_gain(activation: str | Activation, q: float = 1.0) -> fl
     >>> round(batch_norm_gradient_gain("relu"), 4)  # π / (π − 1)
     1.4669
     """
-    variance = _evaluate(_square, activation, q) - _evaluate(gaussian_mean, activation, q) ** 2
+    variance = moment(2, q, activation) - moment(1, q, activation) ** 2
     return float(chi1(q, q, activation) / variance)
