@@ -15,7 +15,15 @@ from experiments.options import Options
 from vgjax.names import nearest
 
 SIZES = {"smoke": ["--smoke"], "full": ["--full"], "default": []}
-EXPERIMENTS = ("mxnet_mnist", "keras_notebook", "schoenholz_gradients", "poole_maps")
+EXPERIMENTS = (
+    "mxnet_mnist",
+    "keras_notebook",
+    "glorot_histograms",
+    "schoenholz_gradients",
+    "poole_maps",
+    "yang_batch_norm",
+    "lu_dying_relu",
+)
 
 
 def main() -> int:

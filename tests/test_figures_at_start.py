@@ -6,13 +6,15 @@ import importlib
 from collections.abc import Callable
 from typing import Any
 
+import flax.linen.normalization
 import jax
 import numpy as np
 import pytest
 
+import vgjax.model
 import vgjax.probe
 from experiments.options import Options
-from vgjax import theory
+from vgjax import profiles, theory
 
 Fault = Callable[[pytest.MonkeyPatch], None]
 
@@ -35,13 +37,60 @@ def weights_too_large(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(vgjax.probe, "initial_variables", lambda *args: _changed(draw(*args), "kernel", 1.1**0.5))
 
 
+def weights_lean_to_one_side(patch: pytest.MonkeyPatch) -> None:
+    """In the engine: a tenth of each weight's size is added to it, so that positive ones are the larger."""
+    draw = vgjax.probe.initial_variables
+    patch.setattr(
+        vgjax.probe, "initial_variables", lambda *args: _mapped(draw(*args), "kernel", lambda w: w + 0.1 * abs(w))
+    )
+
+
+def slopes_too_steep(patch: pytest.MonkeyPatch) -> None:
+    """In the oracle."""
+    right = profiles.slope_product
+    patch.setattr(profiles, "slope_product", lambda *args: 1.05 * right(*args))
+
+
+def dead_too_seldom(patch: pytest.MonkeyPatch) -> None:
+    """In the oracle."""
+    right = profiles.dead_probability
+    patch.setattr(profiles, "dead_probability", lambda widths: right(np.add(widths, 0.2)))
+
+
+def batch_norm_gain_too_large(patch: pytest.MonkeyPatch) -> None:
+    """In the oracle."""
+    right = theory.finite_batch_norm_gradient_gain
+    patch.setattr(theory, "finite_batch_norm_gradient_gain", lambda *args: 1.1 * right(*args))
+
+
+def statistics_held_fast(patch: pytest.MonkeyPatch) -> None:
+    """In the engine: no gradient goes through the batch's statistics."""
+    right = flax.linen.normalization._compute_stats
+    patch.setattr(
+        flax.linen.normalization, "_compute_stats", lambda *args, **kw: jax.lax.stop_gradient(right(*args, **kw))
+    )
+
+
+def running_averages(patch: pytest.MonkeyPatch) -> None:
+    """In the engine: batch norm does not look at the batch."""
+    right = vgjax.model._normalise
+    patch.setattr(vgjax.model, "_normalise", lambda home, name, x, train, mask: right(home, name, x, False, mask))
+
+
 def _changed(variables: Any, leaf: str, factor: float) -> Any:
-    return jax.tree_util.tree_map_with_path(lambda path, x: factor * x if path[-1].key == leaf else x, variables)
+    return _mapped(variables, leaf, lambda x: factor * x)
+
+
+def _mapped(variables: Any, leaf: str, change: Callable[[Any], Any]) -> Any:
+    return jax.tree_util.tree_map_with_path(lambda path, x: change(x) if path[-1].key == leaf else x, variables)
 
 
 FAULTS: dict[str, tuple[Fault, ...]] = {
+    "glorot_histograms": (slopes_too_steep, weights_too_large),
     "schoenholz_gradients": (chi1_too_large, no_biases, weights_too_large),
     "poole_maps": (chi1_too_large, no_biases, weights_too_large),
+    "yang_batch_norm": (batch_norm_gain_too_large, statistics_held_fast, running_averages),
+    "lu_dying_relu": (dead_too_seldom, weights_lean_to_one_side),
 }
 
 
