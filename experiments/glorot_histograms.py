@@ -14,10 +14,10 @@ gradients summed over it. The paper's standard initializer goes here by MXNet's 
 Histograms are of magnitudes, by factors of two: layers whose variances differ are the same curve, shifted.
 
 Theory: 1/3 and 1 leave tanh's slope out, which on MNIST takes 2 % off a layer of standard weights and 12 % off one of
-normalised weights; `profiles` has it in. As a layer's inputs are given, its pre-activations are Gaussian, and so are δ and
-the weight gradients as the other side is given: all histograms are mixtures of Gaussians of known variances. But for δ
-of the last hidden layer, which adds up ten weights, that of the right class counting nine times as much as the others:
-it is nearly uniform, and drawn.
+normalised weights; `profiles` has it in. As a layer's inputs are given, its pre-activations are Gaussian, and so are δ
+and the weight gradients as the other side is given: all histograms are mixtures of Gaussians of known variances. But
+for δ of the last hidden layer, which adds up ten weights, that of the right class counting nine times as much as the
+others: it is nearly uniform, and drawn.
 
 Expected per layer going back: Var[∂Cost/∂z] × .325 (standard) and × .882 (normalised), Var[∂Cost/∂W] × 1.000 and
 × 1.005 (layers 2 to 5, which have as many inputs); RMS within 3 % and shares of the histograms within .01 of theory.

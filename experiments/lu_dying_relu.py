@@ -7,8 +7,8 @@ further unit a layer makes the networks that half survive twice as deep.
 Paper: Lu, Shin, Su & Karniadakis 2019, Dying ReLU and initialization: theory and numerical examples, arXiv:1903.06733,
 after its theorem on the probability of being born dead. Theory is exact at every width; there are no printed numbers to
 compare with.
-Command: `python -m experiments lu_dying_relu` (about 20 s on 2 cores; with `--full` from 10 000 networks a width instead
-of 4000).
+Command: `python -m experiments lu_dying_relu` (about 20 s on 2 cores; `--full` from 10 000 networks a width instead of
+4000).
 
 One Gaussian example a network (dead on this example; on a whole set of inputs networks die less often). All depths are
 read off the same networks, at the layers where they die; what is measured at several depths is not independent.
