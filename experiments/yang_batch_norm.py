@@ -158,7 +158,7 @@ def plot(data: xr.Dataset) -> list[Picture]:
     right.plot([], [], "o", color="0.3", label="simulation, mean and 95 % interval")
     figures.theory_line(right, [], [], 6, "theory")
     right.plot([], [], color="0.5", linewidth=0.8, label="its limit for large batches")
-    right.legend(loc=(0.22, 0.19))
+    right.legend(loc=(0.13, 0.19))
     sentence = (
         f"Gradients of networks with batch norm before the activation, {DEPTH} layers of {WIDTH} units, at "
         "initialization: going back they grow by a factor per layer that depends on the activation (left) and the "
