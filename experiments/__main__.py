@@ -23,6 +23,11 @@ EXPERIMENTS = (
     "selu_fixed_point",
     "hayou_edge_of_chaos",
     "tailored_relu",
+    "glorot_histograms",
+    "schoenholz_gradients",
+    "poole_maps",
+    "yang_batch_norm",
+    "lu_dying_relu",
 )
 
 

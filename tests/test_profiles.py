@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import itertools
 import os
 from pathlib import Path
 
@@ -141,3 +142,12 @@ def test_first_layer_of_the_mnist_tutorial(initializer, name, published):
         for i in range(0, 320, 160)
     ]
     assert np.mean(rms) / published == pytest.approx(1, abs=0.08)  # ±6 % from batch to batch
+
+
+def test_dead_probability_by_counting():
+    """All signs of all units: a layer lives if any is positive, whatever its inputs."""
+    widths = [2, 1, 3]
+    lives = [[any(signs) for signs in np.ndindex(*[2] * n)] for n in widths]
+    through = [np.mean([all(path) for path in itertools.product(*lives[:k])]) for k in range(1, 4)]
+    np.testing.assert_allclose(profiles.dead_probability(widths), 1 - np.array(through), rtol=1e-14)
+    np.testing.assert_allclose(profiles.dead_probability([60]), 2.0**-60, rtol=1e-14)

@@ -298,3 +298,31 @@ def test_relu_lengths_die_stay_or_grow():
 )
 def test_batch_norm_gains(name, q, gain):
     assert theory.batch_norm_gradient_gain(name, q) == printed(gain)
+
+
+@pytest.mark.parametrize("name", ["relu", "tanh", "linear", "sigmoid"])
+def test_batch_norm_gain_of_a_finite_batch_is_that_of_a_drawn_layer(name):
+    """One layer at the symmetric fixed point: its Jacobian over the batch, by differentiating batch norm itself."""
+    b, n = 8, 20_000
+    rng = np.random.default_rng(3)
+    z, noise = (x - x.mean(1, keepdims=True) for x in rng.standard_normal((2, n, b)))
+    phi = activation(name)
+
+    def unit(z):
+        return phi((z - z.mean()) / jnp.sqrt(jnp.mean((z - z.mean()) ** 2)))
+
+    with jax.enable_x64(True):
+        h, back = map(np.asarray, jax.vmap(lambda z, g: (unit(z), jax.vjp(unit, z)[1](g)[0]))(z, noise))
+    gain = np.mean(np.sum(back**2, 1)) / np.mean(np.sum(noise**2, 1)) / np.mean(np.var(h, 1, ddof=1))
+    assert theory.finite_batch_norm_gradient_gain(name, b) == pytest.approx(gain, rel=0.04)
+
+
+def test_batch_norm_gain_of_finite_batches_ends():
+    """For linear layers in closed form; elsewhere the limit of large batches; below 4 examples there is none."""
+    for b in (4, 5, 64):
+        assert theory.finite_batch_norm_gradient_gain("linear", b) == pytest.approx((b - 2) / (b - 3), rel=1e-9)
+    for name in ("relu", "tanh", "elu"):
+        limit = theory.batch_norm_gradient_gain(name)
+        assert theory.finite_batch_norm_gradient_gain(name, 4096) == pytest.approx(limit, rel=3e-3)
+    with pytest.raises(ValueError, match="batch_size 3 is not allowed"):
+        theory.finite_batch_norm_gradient_gain("relu", 3)

@@ -69,6 +69,25 @@ def length_profile(
     return LengthProfile(np.array(q), np.array([*growth, np.nan]))
 
 
+def dead_probability(widths: Sequence[int]) -> np.ndarray:
+    """P(a ReLU network without biases is dead after layer l) = 1 − Π_{k≤l} (1 − 2^(−n_k)), for one example.
+
+    Each unit is silent with probability ½, whatever the layers below hand on, and a layer of silent units ends it all.
+
+    Args:
+      widths: n₁ … n_L of the hidden layers [units].
+
+    Returns:
+      [L]; exact at every width, for independent weights of symmetric distribution.
+
+    Source: Lu et al. 2019, 1903.06733.
+
+    >>> dead_probability([1, 2]).tolist()
+    [0.5, 0.625]
+    """
+    return -np.expm1(np.cumsum(np.log1p(-(0.5 ** np.asarray(widths, np.float64)))))
+
+
 class PairProfile(NamedTuple):
     """What two examples a, b of a batch share at each layer, expected over the weights; the diagonal is one example."""
 
@@ -117,6 +136,23 @@ def _error_products(labels: np.ndarray, q: np.ndarray, classes: int, n_draws: in
     logits = np.random.default_rng(0).standard_normal((n_draws * classes, len(q))) @ root.T
     p = softmax(logits.reshape(n_draws, classes, -1), axis=1).reshape(n_draws * classes, -1) - 1 / classes
     return np.equal.outer(labels, labels) - 1 / classes + p.T @ p / n_draws  # E[p] = 1/classes, whatever the label
+
+
+def delta_products(
+    labels: np.ndarray, pairs: PairProfile, variances: Sequence[float] | np.ndarray, classes: int
+) -> np.ndarray:
+    """E[δ_a·δ_b] over the units of each layer, for the sum of softmax cross-entropies, [L, B, B].
+
+    Args:
+      labels: class of each example, [B].
+      pairs: of the signals.
+      variances: σ_w² of each layer, [L].
+      classes: number of logits.
+    """
+    deltas = [_error_products(labels, pairs.preactivation[-1], classes)]
+    for variance, slope in zip(variances[:0:-1], pairs.slope[::-1], strict=True):
+        deltas.insert(0, variance * slope * deltas[0])
+    return np.array(deltas)
 
 
 class Profile(NamedTuple):
@@ -173,9 +209,7 @@ def predicted_profile(
         raise ValueError(f"reduction {reduction!r} is not allowed; allowed: sum, mean")
     variances = layer_variances(widths, initializer, output_initializer, sigma_w)
     pairs = pair_profile(x, activation, variances, sigma_b)
-    deltas = [_error_products(y, pairs.preactivation[-1], classes)]
-    for variance, slope in zip(variances[:0:-1], pairs.slope[::-1], strict=True):
-        deltas.insert(0, variance * slope * deltas[0])
+    deltas = delta_products(y, pairs, variances, classes)
     scale = 1 / len(x) if reduction == "mean" else 1.0
     gradient = [np.sum(d * h) / n for d, h, n in zip(deltas, pairs.incoming, widths[1:], strict=True)]
     delta = [np.mean(np.diag(d)) / n for d, n in zip(deltas, widths[1:], strict=True)]
