@@ -15,7 +15,15 @@ from experiments.options import Options
 from vgjax.names import nearest
 
 SIZES = {"smoke": ["--smoke"], "full": ["--full"], "default": []}
-EXPERIMENTS = ("mxnet_mnist", "keras_notebook", "schoenholz_gradients", "poole_maps")
+EXPERIMENTS = (
+    "mxnet_mnist",
+    "keras_notebook",
+    "schoenholz_gradients",
+    "poole_maps",
+    "hanin_widths",
+    "pennington_spectrum",
+    "balduzzi_shattering",
+)
 
 
 def main() -> int:

@@ -7,12 +7,15 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
+import vgjax.model
 import vgjax.probe
+from experiments import hanin_widths, pennington_spectrum
 from experiments.options import Options
-from vgjax import theory
+from vgjax import jacobian, theory
 
 Fault = Callable[[pytest.MonkeyPatch], None]
 
@@ -35,6 +38,24 @@ def weights_too_large(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(vgjax.probe, "initial_variables", lambda *args: _changed(draw(*args), "kernel", 1.1**0.5))
 
 
+def leaky_units(patch: pytest.MonkeyPatch) -> None:
+    """In the engine: units that are off let a third through."""
+    patch.setattr(vgjax.model, "activation", lambda named: lambda z: jnp.where(z > 0, z, z / 3))
+
+
+def all_units_active(patch: pytest.MonkeyPatch) -> None:
+    """In the oracle: 2/n where it is 5/n, 1 where it is 2."""
+    for name in ("fourth_moment_growth", "log_length_variance", "eigenvalue_spread"):
+        for experiment in (hanin_widths, pennington_spectrum):
+            right = getattr(jacobian, name)
+            patch.setattr(experiment, name, lambda n, *more, right=right: right(n, 1.0, *more[1:]), raising=False)
+
+
+def angles_that_stay(patch: pytest.MonkeyPatch) -> None:
+    """In the oracle: inputs that become no more alike from layer to layer."""
+    patch.setattr(jacobian, "product", lambda q1, q2, c, _: np.sqrt(q1 * q2) * c / 2)
+
+
 def _changed(variables: Any, leaf: str, factor: float) -> Any:
     return jax.tree_util.tree_map_with_path(lambda path, x: factor * x if path[-1].key == leaf else x, variables)
 
@@ -42,6 +63,9 @@ def _changed(variables: Any, leaf: str, factor: float) -> Any:
 FAULTS: dict[str, tuple[Fault, ...]] = {
     "schoenholz_gradients": (chi1_too_large, no_biases, weights_too_large),
     "poole_maps": (chi1_too_large, no_biases, weights_too_large),
+    "hanin_widths": (all_units_active, leaky_units, weights_too_large),
+    "pennington_spectrum": (all_units_active, leaky_units, weights_too_large),
+    "balduzzi_shattering": (angles_that_stay, leaky_units),
 }
 
 
