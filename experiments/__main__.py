@@ -18,16 +18,17 @@ SIZES = {"smoke": ["--smoke"], "full": ["--full"], "default": []}
 EXPERIMENTS = (
     "mxnet_mnist",
     "keras_notebook",
-    "schoenholz_gradients",
-    "poole_maps",
-    "selu_fixed_point",
-    "hayou_edge_of_chaos",
-    "tailored_relu",
     "glorot_histograms",
     "schoenholz_gradients",
     "poole_maps",
     "yang_batch_norm",
+    "hanin_widths",
+    "pennington_spectrum",
+    "selu_fixed_point",
+    "balduzzi_shattering",
     "lu_dying_relu",
+    "hayou_edge_of_chaos",
+    "tailored_relu",
 )
 
 

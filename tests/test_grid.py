@@ -327,7 +327,7 @@ def other(value):
 OTHER = {
     **{name: other(value) for name, value in vars(Config()).items()},
     **{"scaling": "none", "norm": "layer", "norm_at": "layer_inputs", "branch": "rezero", "clip": "agc", "decay": "l2"},
-    **{"shuffle": "once", "last_batch": "keep", "reduction": "sum", "replicas": 2},
+    **{"shuffle": "once", "last_batch": "keep", "reduction": "sum", "replicas": 2, "validate": "end"},
     **{name: other(value) for name, value in Hypers()._asdict().items()},
 }
 

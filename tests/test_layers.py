@@ -15,7 +15,7 @@ TOP = Path(vgjax.__file__).parent
 FLOORS = [  # from the bottom to the top; a room may import its own floor and those below
     "names config environment stopping layers",
     "settings grid activations initializers cadence",
-    "data model optim stats theory profiles ensemble",
+    "data model optim stats theory profiles ensemble jacobian",
     "families",
     "checks batches history capacity parallel machines",
     "checkpoint records",
@@ -36,7 +36,7 @@ FLOOR = {room: i for i, rooms in enumerate(FLOORS) for room in rooms.split()}
 ROOMS = sorted(path.stem for path in TOP.glob("*.py") if path.stem != "__init__")
 APART = {  # measurement and prediction meet in analysis alone
     room: {"train", "model", "stats", "loop", "optim", "batches", "history", "parallel", "data"}
-    for room in ("theory", "profiles", "ensemble")
+    for room in ("theory", "profiles", "ensemble", "jacobian")
 }
 MEASURING = [
     "train",
@@ -52,7 +52,7 @@ MEASURING = [
     "records",
     "checkpoint",
 ]
-APART |= {room: {"theory", "profiles", "ensemble"} for room in MEASURING}
+APART |= {room: {"theory", "profiles", "ensemble", "jacobian"} for room in MEASURING}
 HEAVY = {"tensorflow", "tensorflow_datasets", "matplotlib", "clu"}
 
 

@@ -165,6 +165,11 @@ def chi(c: ArrayLike, q: ArrayLike, sigma_w2: Numbers, activation: str | Activat
     return sigma_w2 * slope_product(q, q, c, activation)
 
 
+def mean(q: ArrayLike, activation: str | Activation) -> Numbers:
+    """E[φ(√q z)], z ~ N(0, 1)."""
+    return _evaluate(gaussian_mean, activation, q)
+
+
 def product(q1: ArrayLike, q2: ArrayLike, c: ArrayLike, activation: str | Activation) -> Numbers:
     """E[φ(u₁) φ(u₂)] for Gaussians of variances q1 and q2 and correlation c; all broadcast."""
     return _evaluate(gaussian_pair_mean, activation, q1, q2, c)
