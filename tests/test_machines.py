@@ -242,7 +242,7 @@ def test_a_sweep_on_two_machines(tmp_path):
     (status, out, errors), (status2, out2, errors2) = ends_of(job(words))
     assert status == status2 == 0, errors + errors2
     assert "Best settings" in out and out2 == ""
-    assert (tmp_path / "sweep" / "depth-learning_rate-validation_loss.png").exists()
+    assert (tmp_path / "sweep" / "depth_learning_rate_validation_loss.png").exists()
     alone = sweep(read_grid(tmp_path / "grid.json.yaml"), devices=1)
     found = load(tmp_path / "sweep")
     for name in ("train_loss", "gradient_rms", "delta_rms"):

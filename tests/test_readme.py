@@ -78,7 +78,7 @@ def test_the_sweep_in_the_readme_runs(
     assert main(plan) == 0 and not Path("sweeps").exists()
     assert "12, of which 0 are finished already" in capsys.readouterr().out
     assert main(draw) == 0
-    picture = Path("sweeps/grid/sigma_w2-depth-validation_accuracy")
+    picture = Path("sweeps/grid/sigma_w2_depth_validation_accuracy")
     for suffix in (".png", ".svg", ".csv"):
         assert picture.with_name(picture.name + suffix).stat().st_size > 500
     assert "programs    1 to compile, for 3 slices" in capsys.readouterr().out

@@ -186,7 +186,7 @@ class Sweep:
             print(f"diverged    {diverged} of {history.sizes['lane']} lanes: first_bad_step in {folder / 'lanes.csv'}")
         print(f"history     {folder / 'history.nc'}\nstatistics  {folder / 'statistics.csv'}")
         for spec in self.plot:
-            name = folder / _plain(spec.replace(",", "-"))
+            name = folder / _plain(spec)
             print(f"figure      {map_figures.write_plot(name, history, spec, grid.config, grid.hypers)}")
 
     def _again(self, folder: Path) -> str:
