@@ -70,7 +70,7 @@ def test_density_of_two_linear_layers_is_fuss_catalan_s() -> None:
 @pytest.mark.parametrize(("active", "orthogonal"), [(1.0, False), (0.5, False), (0.5, True)])
 def test_density_has_the_moments_of_the_spread(active: float, orthogonal: bool) -> None:
     """Share p, mean 1 and variance over mean squared, by integration over ln x."""
-    logs = np.linspace(np.log(1e-13), np.log(20), 4000)
+    logs = np.linspace(np.log(1e-13), np.log(20), 1500)
     x = np.exp(logs)
     density = eigenvalue_density(x, 3, active, orthogonal) * x
     moments = [np.trapezoid(density * x**k, logs) for k in (0, 1, 2)]

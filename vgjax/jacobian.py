@@ -45,7 +45,7 @@ def log_length_variance(widths: ArrayLike, active: float = 0.5) -> np.ndarray:
     Source: the law of Hanin & Nica 2018, 1812.05994; approximately 5/n in Hanin 2018, 1801.03744.
 
     >>> log_length_variance([1000]).round(5).tolist()
-    [0.00501]
+    [0.00502]
     """
     variances = []
     for n in np.asarray(widths).ravel():
@@ -73,7 +73,7 @@ def eigenvalue_spread(depth: int, active: float, orthogonal: bool, width: float 
 
     Source: Pennington et al. 2017, 1711.04735; at width n our own.
 
-    >>> eigenvalue_spread(10, 0.5, orthogonal=False)[-1]
+    >>> float(eigenvalue_spread(10, 0.5, orthogonal=False)[-1])
     20.0
     """
     own, square = 1.0, 1.0  # E[(tr B/n)²] and E[tr B²/n], B = JJᵀ of the layers so far, of mean 1
