@@ -18,7 +18,8 @@ paper has them, it would be its 2^(−L). A residual layer is h + φ(Wh): Π(1 �
 at π/2; β = .1 scales the branch.
 
 The gradient is looked at across the plane of the circle, in 198 of its 200 directions. Within the plane it follows y
-itself, as ∂y/∂x·x = y.
+itself, as ∂y/∂x·x = y; with that part left in, as a first run had it, both residual cases were off theory (by RMS .15
+at β = .1 and .17 at β = 1).
 
 Expected: correlations within .05 of theory at all angles and depths; at 200 units and 24 layers they are a little
 higher, for the angles of single networks spread, and the product is convex in them.
