@@ -19,7 +19,7 @@ $(VENV)/installed: requirements.txt pyproject.toml
 	$(BIN)/python -m pip install --quiet --no-deps --editable .
 	@touch $@
 
-reproduce: install  ## Redo the documents' experiments; ARGS='--full --manual-dir DIR', OUT=folder
+reproduce: install  ## Redo the documents' and papers' figures; ARGS='--full --manual-dir DIR', OUT=folder
 	$(BIN)/python -m experiments --out $(OUT) $(ARGS)
 
 bench: install  ## Measure what the instrument costs; ARGS='--repeats 5'

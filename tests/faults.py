@@ -124,6 +124,12 @@ def angles_that_stay(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(jacobian, "product", lambda q1, q2, c, _: np.sqrt(q1 * q2) * c / 2)
 
 
+OF_THE_ORACLE = (
+    *(chi1_too_large, chi_too_large, curvature_too_large, second_moment_too_large, one_layer_less, slopes_too_steep),
+    *(dead_too_seldom, batch_norm_gain_too_large, all_units_active, angles_that_stay),
+)
+
+
 def _changed(variables: Any, leaf: str, factor: float) -> Any:
     return _mapped(variables, leaf, lambda x: factor * x)
 
