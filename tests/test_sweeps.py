@@ -247,6 +247,22 @@ def test_listed_points_say_what_they_do_not_set():
     assert found["activation"].values.tolist() == ["tanh", "tanh", "relu"]
 
 
+@pytest.mark.parametrize("damage", [b"", b"config: [", b"\xff\xfe", b"[1, 2]", b"config: {hidden: 3}"])
+def test_a_damaged_slice_is_named(tmp_path, damage):
+    """And nothing is touched; without its folder its points are run again."""
+    grid = Grid(product={"learning_rate": [0.1, 0.2]}, config=replace(GRID.config, hidden=(8, 8)))
+    train(grid, tmp_path / "sweep", lanes=1)
+    file = sorted((tmp_path / "sweep").glob("slices/*/config.yaml"))[0]
+    whole = file.read_bytes()
+    file.write_bytes(damage)
+    before = {path: path.stat().st_mtime_ns for path in (tmp_path / "sweep").rglob("*")}
+    with pytest.raises(ValueError, match=f"{file} is damaged; without its folder"):
+        train(grid, tmp_path / "sweep")
+    assert {path: path.stat().st_mtime_ns for path in (tmp_path / "sweep").rglob("*")} == before
+    file.write_bytes(whole)
+    assert Job(grid, tmp_path / "sweep", dataset=small.dataset(), devices=1).plan.finished == 2
+
+
 def test_another_folder_is_refused(tmp_path):
     (tmp_path / "thesis.tex").write_text("mine")
     with pytest.raises(ValueError, match="is not empty and holds no sweep"):

@@ -233,7 +233,7 @@ class Job:
         """Those in the folder, of the same data."""
         sources = {text_of(name): data.source for name, data in self._data.items()}
         for file in sorted(self.folder.glob("slices/*/config.yaml")) if self.folder else []:
-            there = _There.of(yaml.safe_load(file.read_text()))
+            there = _read(file)
             if there.data == sources.get(there.dataset):
                 yield file.parent, there
 
@@ -281,6 +281,19 @@ class _There(NamedTuple):
         seeds = run.seeds if isinstance(run.seeds, tuple) else tuple(range(run.seeds))
         ids = [Point(run.config, *pair, {}).identity() for pair in zip(run.hypers, seeds, strict=True)]
         return cls(ids, text_of(run.config.dataset), about["data"], about.get("lanes", 0), about.get("deepest", 0))
+
+
+def _read(file: Path) -> _There:
+    """The config.yaml of a slice.
+
+    Raises:
+      ValueError: it is damaged.
+    """
+    try:
+        return _There.of(yaml.safe_load(file.read_text()))
+    except (yaml.YAMLError, ValueError, AttributeError, KeyError, TypeError):
+        problem = f"{file} is damaged; without its folder {file.parent} the points in it are run again"
+        raise ValueError(problem) from None
 
 
 def _loaded(find: Callable[[], Dataset]) -> Dataset:
