@@ -158,6 +158,8 @@ def test_bad_lines(capsys, line, parts):
         ("f.yaml", "hypers: {learning_rat: 1}", ["unknown field 'learning_rat'", "did you mean 'learning_rate'"]),
         ("f.yaml", "learning_rat: 1", ["did you mean 'learning_rate'"]),
         ("f.yaml", "3: 4", ["unknown field 3"]),
+        ("f.yaml", "epochs: 1\nepochs: 2", ["f.yaml: 'epochs' is there twice", "each field once"]),
+        ("f.yaml", "hypers: {sigma_w: 1, sigma_w: 2}", ["f.yaml: 'sigma_w' is there twice"]),
         ("f.yaml", "hidden: 3", ["hidden 3 is not allowed", "a list of whole numbers"]),
         ("f.yaml", "hidden: [3, a]", ["hidden [3, 'a'] is not allowed", "a list of whole numbers"]),
         ("f.yaml", "hidden: [3, true]", ["hidden [3, True] is not allowed"]),

@@ -113,8 +113,17 @@ def _parse(path: Path) -> Any:
         raise ValueError(f"cannot read a {path.suffix or 'file without suffix'}; allowed: .yaml, .yml, .toml")
     import yaml
 
+    class Strict(yaml.SafeLoader):
+        """Of two lines with one name YAML keeps the second and says nothing."""
+
+        def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+            names = [key.value for key, _ in node.value]
+            if twice := [name for name in names if names.count(name) > 1]:
+                raise ValueError(f"{reprlib.repr(twice[0])} is there twice; allowed: each field once")
+            return super().construct_mapping(node, deep)
+
     try:
-        return yaml.safe_load(path.read_text(encoding="utf-8"))
+        return yaml.load(path.read_text(encoding="utf-8"), Strict)
     except yaml.YAMLError as error:
         raise ValueError(f"damaged: {' '.join(str(error).split())}") from None
 
