@@ -19,7 +19,7 @@ import sweep_run
 import xarray as xr
 from test_checkpoint import environment
 
-from vgjax import Config, Grid, load, run, sweep, sweeps
+from vgjax import Config, Grid, load, maps, run, sweep, sweeps
 from vgjax.sweeps import Job
 
 HERE = Path(__file__).parent
@@ -81,6 +81,11 @@ def test_any_slicing(undisturbed, lanes):
     for i in (0, 7, 22):
         depth = int(whole["depth"].values[i]) + 1
         lanes_equal(found.isel(lane=[i], layer=slice(depth)), whole.isel(lane=[i], layer=slice(depth)))
+
+
+def test_what_was_swept_is_told_by_its_own_name(undisturbed):
+    """σ_w varies with σ_w², which is what was asked for."""
+    assert maps.swept(maps.lanes(undisturbed[0])) == ["learning_rate", "clip_threshold", "sigma_w2", "depth"]
 
 
 def test_on_disk(undisturbed):

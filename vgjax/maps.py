@@ -15,7 +15,7 @@ from vgjax import analysis, profiles, theory
 from vgjax.analysis import Estimate, estimate
 from vgjax.config import Config, Hypers
 from vgjax.families import FAMILIES, chosen
-from vgjax.grid import Point
+from vgjax.grid import STANDS_FOR, Point
 from vgjax.history import VARIABLES
 from vgjax.initializers import is_data_dependent
 from vgjax.names import nearest
@@ -99,8 +99,9 @@ def lanes(history: xr.Dataset) -> pd.DataFrame:
 
 
 def swept(table: pd.DataFrame) -> list[str]:
-    """The columns of `lanes` that vary, other than seeds and replicas."""
-    return [name for name in table if name not in DRAWS and table[name].nunique(dropna=False) > 1]
+    """The columns of `lanes` that vary, other than seeds and replicas; sigma_w2 alone where it stands for sigma_w."""
+    told = {STANDS_FOR[name] for name in table if name in STANDS_FOR}
+    return [name for name in table if name not in (*DRAWS, *told) and table[name].nunique(dropna=False) > 1]
 
 
 def values_of(history: xr.Dataset) -> list[str]:
