@@ -1,11 +1,31 @@
 """Strict shapes and dtypes everywhere, and eight virtual devices where a test asks for them in a process of its own."""
 
+import gc
 import os
+from collections.abc import Iterator
+from pathlib import Path
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")
 
 import jax
+import pytest
+
+from vgjax import probe, programs
+
+MOST_MAPS = 15_000
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_numpy_dtype_promotion", "strict")
+
+
+@pytest.fixture(autouse=True, scope="module")
+def few_memory_maps() -> Iterator[None]:
+    """Linux gives a process 65530 memory maps, and every compiled program takes several: all are let go in time."""
+    yield
+    maps = Path("/proc/self/maps")
+    if maps.exists() and maps.read_text().count("\n") > MOST_MAPS:
+        for cached in (programs._chunk_program, programs._divergence_program, programs._start_program, probe._program):
+            cached.cache_clear()
+        jax.clear_caches()
+        gc.collect()

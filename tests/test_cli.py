@@ -92,8 +92,11 @@ def test_choices_and_topics_are_those_of_the_rooms():
 @pytest.mark.parametrize(
     ("line", "parts"),
     [
-        ("", ["train, predict, show, diagnose, data, clinic, list"]),
-        ("trian", ["trian", "did you mean 'train'", "allowed: train, predict, show, diagnose, data, clinic, list"]),
+        ("", ["train, sweep, predict, show, diagnose, data, clinic, list"]),
+        (
+            "trian",
+            ["trian", "did you mean 'train'", "allowed: train, sweep, predict, show, diagnose, data, clinic, list"],
+        ),
         ("data lst", ["did you mean 'list'", "allowed: prepare, list"]),
         ("data prepare", ["NAME"]),
         ("data prepare digit", ["unknown data set 'digit'", "did you mean 'digits'"]),

@@ -151,14 +151,20 @@ def claimed(path: Path) -> Iterator[None]:
     Raises:
       ValueError: another process is in it.
     """
-    with (path / LOCK).open("w") as lock:
+    file = path / LOCK
+    with file.open("w") as lock:
         if fcntl:
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                if not file.exists() or file.stat().st_ino != os.fstat(lock.fileno()).st_ino:
+                    raise BlockingIOError  # of one who has just left, and another may have come
             except BlockingIOError:
                 problem = f"{path} is in use by another process; wait for it, or choose another folder"
                 raise ValueError(problem) from None
-        yield
+        try:
+            yield
+        finally:
+            file.unlink(missing_ok=True)
 
 
 def write_whole(path: Path, text: str) -> None:
