@@ -43,11 +43,11 @@ def found(tmp_path_factory):
 
 @pytest.mark.parametrize(("n", "case"), [(n, case) for n, cases in RUNS.items() if n > 1 for case in cases])
 def test_the_same_history_on_more_devices(found, n, case):
-    """Every number of the history and every trained variable equals that of one device."""
+    """Every number of the history and every trained variable equals that of one device; shared lanes by every bit."""
     assert found[n]["devices"] == n and found[1]["devices"] == 1
     one, many = (xr.Dataset.from_dict(found[k][case]["history"]) for k in (1, n))
     assert many.sizes["lane"] == one.sizes["lane"] and many["step"].values.tolist() == one["step"].values.tolist()
-    assert_same_history(many, one, rtol=1e-5 if case.startswith("lanes") else 1e-4)
+    assert_same_history(many, one, rtol=0 if case.startswith("lanes") else 1e-4)
     flat = [sorted(_leaves(found[k][case]["variables"])) for k in (1, n)]
     for (name, a), (other, b) in zip(*flat, strict=True):
         assert name == other
@@ -74,7 +74,7 @@ def test_the_second_chunk_compiles_nothing(found, n, case):
     [
         ("auto", 8, (16,), 4, (4, "lanes")),
         ("auto", 6, (16,), 4, (3, "lanes")),
-        ("auto", 1, (16,), 4, (4, "batch")),
+        ("auto", 1, (16,), 4, (1, "lanes")),  # of a CPU
         ("auto", 1, (16, 6), 4, (1, "lanes")),
         ("auto", 1, (16,), 1, (1, "lanes")),
         ("batch", 8, (16, 8), 8, (8, "batch")),
@@ -83,12 +83,20 @@ def test_the_second_chunk_compiles_nothing(found, n, case):
     ],
 )
 def test_layout(shard, lanes, sizes, n, expected, monkeypatch):
-    """Lanes over as many devices as share them evenly; a lone lane's batch over all, else one device; or as asked."""
+    """Lanes over as many devices as share them evenly; or as asked."""
     monkeypatch.setattr(parallel.jax, "local_devices", lambda: [None] * 8)
     where = parallel.layout(shard, lanes, sizes, n)
     assert where == expected
     assert (where.lane_devices, where.batch_devices) == ((1, where[0]) if where[1] == "batch" else (where[0], 1))
     assert (where.axis_name is None) == (where.batch_devices == 1)
+
+
+@pytest.mark.parametrize(("backend", "expected"), [("gpu", (4, "batch")), ("cpu", (1, "lanes"))])
+def test_a_lone_lane(backend, expected, monkeypatch):
+    """Its batch over all devices, but on a CPU, where it is to have the bits that it has beside others."""
+    monkeypatch.setattr(parallel.jax, "local_devices", lambda: [None] * 4)
+    monkeypatch.setattr(parallel.jax, "default_backend", lambda: backend)
+    assert parallel.layout("auto", 1, (16,)) == expected
 
 
 @pytest.mark.parametrize(

@@ -197,35 +197,16 @@ def test_a_run_is_the_plain_loop(changes, hypers, schedule):
         np.testing.assert_allclose(have[0], want, rtol=1e-4, atol=1e-5 * np.abs(want).max())
 
 
-def test_a_lane_is_the_run_alone(eight_lanes):
-    """Seed 3 of the second setting among eight lanes and by itself."""
-    alone = run(small.CONFIG, SETTINGS[1], [3], dataset=small.dataset())
-    assert_same_history(alone.history.isel(lane=0), eight_lanes.history.isel(lane=7))
+@pytest.mark.parametrize("lanes", [[7], [2, 3, 7]])
+def test_a_lane_has_the_same_bits_whatever_runs_beside_it(eight_lanes, lanes):
+    """Some of eight lanes by themselves: history and parameters."""
+    pairs = [(SETTINGS[i // 4], i % 4) for i in lanes]
+    alone = run(small.CONFIG, *map(list, zip(*pairs, strict=True)), paired=True, dataset=small.dataset())
+    beside = eight_lanes.history.isel(lane=lanes)
+    for name in beside.data_vars:
+        np.testing.assert_array_equal(alone.history[name].values, beside[name].values, err_msg=name)
     for a, b in zip(jax.tree.leaves(alone.variables), jax.tree.leaves(eight_lanes.variables), strict=True):
-        np.testing.assert_allclose(a[0], b[7], rtol=1e-5, atol=1e-6)
-
-
-@pytest.mark.parametrize("lanes_a_slice", [1, 4])
-def test_slices_of_lanes(eight_lanes, lanes_a_slice, monkeypatch):
-    """Lanes that do not fit into the cache together run in slices, to the same result."""
-    lane_bytes = sum(leaf.nbytes for leaf in jax.tree.leaves(eight_lanes.variables)) // 8
-    monkeypatch.setattr(parallel, "CPU_CACHE_BYTES", (2 * lane_bytes + 200) * lanes_a_slice)  # weights and momentum
-    seen = []
-    slice_size = parallel.slice_size
-    monkeypatch.setattr(parallel, "slice_size", lambda n, size: seen.append(slice_size(n, size)) or seen[-1])
-    programs._chunk_program.cache_clear()
-    sliced = run(small.CONFIG, SETTINGS, 4, dataset=small.dataset())
-    programs._chunk_program.cache_clear()
-    assert seen == [lanes_a_slice]
-    assert_same_history(sliced.history, eight_lanes.history)
-
-
-@pytest.mark.parametrize(
-    ("n", "lane_bytes", "size"), [(8, 1, 8), (8, 1_500_000, 2), (6, 900_000, 3), (7, 2_000_000, 1)]
-)
-def test_slice_sizes(n, lane_bytes, size):
-    """The largest divisor of the number of lanes that fits, and at least one lane."""
-    assert parallel.slice_size(n, lane_bytes) == size and parallel.slice_size(1, 10**12) == 1
+        np.testing.assert_array_equal(a, b[np.array(lanes)])
 
 
 def test_nothing_is_compiled_twice(eight_lanes):

@@ -25,7 +25,7 @@ FLOORS = [  # from the bottom to the top; a room may import its own floor and th
     "loop",
     "probe sweep_plan",
     "sweeps",
-    "analysis case draws maps",
+    "analysis case draws maps reruns",
     "trials verdicts signal_rules step_rules figures map_figures report",
     "clinic diagnosis",
     "show",

@@ -42,13 +42,17 @@ def jacobian(network: Network) -> jax.Array:
 
 @pytest.mark.parametrize("initializer", ["mean_field", "orthogonal"])
 def test_first_step_is_the_engine_s(initializer: str) -> None:
-    """The same gradients as a recorded run of the same seeds on the same batch."""
+    """The same gradients as a recorded run of the same seeds on the same batch.
+
+    In ordered networks: chaotic ones stretch the rounding, in which two programs differ, layer by layer.
+    """
+    hypers = [Hypers(sigma_w=1.2, sigma_b=0.3), Hypers(sigma_w=0.8)]
     data = small.dataset()
     config = replace(
         CONFIG, dataset="small", initializer=initializer, shuffle="never", batch_size=len(data.train_labels), steps=1
     )
-    history = run(config, HYPERS, [3, 4], dataset=data).history.isel(record=0)
-    found = probe(gradients, config, HYPERS, [3, 4], data.train_inputs, data.train_labels, data.classes)
+    history = run(config, hypers, [3, 4], dataset=data).history.isel(record=0)
+    found = probe(gradients, config, hypers, [3, 4], data.train_inputs, data.train_labels, data.classes)
     expected = history["gradient_norm"].values.reshape(2, 2, -1)
     np.testing.assert_allclose(found["gradient_norm"], expected, rtol=1e-4)
     assert np.ptp(expected, axis=(0, 1)).min() > 0

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from vgjax.grid import Grid
     from vgjax.history import load
     from vgjax.loop import Result, run
+    from vgjax.reruns import rerun
     from vgjax.sweeps import sweep
     from vgjax.watching import histograms, scalars, watch, watched
 
@@ -24,6 +25,7 @@ _HOMES = {
     "Dataset": "vgjax.data",
     "Grid": "vgjax.grid",
     "sweep": "vgjax.sweeps",
+    "rerun": "vgjax.reruns",
     "Result": "vgjax.loop",
     "run": "vgjax.loop",
     "load": "vgjax.history",
@@ -44,6 +46,7 @@ __all__ = [
     "diagnose",
     "histograms",
     "load",
+    "rerun",
     "run",
     "scalars",
     "sweep",

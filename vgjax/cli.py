@@ -18,7 +18,7 @@ from typing import Annotated, Any, Union
 import tyro
 from tyro.conf import subcommand
 
-from vgjax.commands import DEFAULTS, FAILED, Clinic, Data, Diagnose, List, Predict, Show, Sweep, Train
+from vgjax.commands import DEFAULTS, FAILED, Clinic, Data, Diagnose, List, Predict, Rerun, Show, Sweep, Train
 from vgjax.settings import in_one_line, read_settings, seeds_as_words
 
 BAD_INPUT = 2
@@ -80,6 +80,7 @@ def parse(argv: list[str]) -> Any:
         Annotated[Predict, subcommand("predict", default=Predict(config=found.config, hypers=found.hypers[0]))],
         Annotated[Show, subcommand("show", default=Show(config=found.config))],
         Annotated[Diagnose, subcommand("diagnose")],
+        Annotated[Rerun, subcommand("rerun")],
         Annotated[Data, subcommand("data")],
         Annotated[Clinic, subcommand("clinic")],
         Annotated[List, subcommand("list")],

@@ -51,7 +51,7 @@ class Train:
     shard: Literal["auto", "lanes", "batch"] = "auto"
     """What the devices share; auto: the lanes where they divide, else the batch."""
     devices: Count = None
-    """How many devices to use; default: all [devices]."""
+    """How many devices to use; default: all, and every core of a CPU is one [devices]."""
     distributed: Distributed = None
     """Be one process of a job: detected (Slurm, Open MPI, Kubernetes, Cloud TPU), or given by process 0's address."""
     config: OmitArgPrefixes[Config] = DEFAULTS.config
@@ -66,6 +66,7 @@ class Train:
         if self.resume and not (self.out and (self.out / "config.yaml").is_file()):
             problem = f"{self.out} holds no run" if self.out else "no --out"
             raise ValueError(f"--resume: {problem}; allowed: --out DIR, the folder of a run")
+        _cores_are_devices()
         from vgjax import analysis, figures, parallel
         from vgjax.checks import check_names
         from vgjax.data import load
@@ -147,8 +148,7 @@ class Sweep:
 
     def run(self) -> None:
         """Plan, train, draw and say what came of it."""
-        if "jax" not in sys.modules:  # small lanes cannot keep several cores busy, so each core is a device
-            os.environ.setdefault("JAX_NUM_CPU_DEVICES", str(os.cpu_count()))
+        _cores_are_devices()
         from vgjax import map_figures, maps, parallel
         from vgjax.grid import read_grid
         from vgjax.machines import joined
@@ -299,6 +299,41 @@ class Diagnose:
 
 
 @dataclass(frozen=True)
+class Rerun:
+    """Make a run or a sweep again, from the settings and seeds in its result, and compare every number.
+
+    Ends with status 1 where one is not the same to the last bit; what it was made with is compared then too.
+    """
+
+    result: Annotated[Positional[Path], arg(metavar="RESULT")]
+    """Folder of a finished run or sweep, or its history.nc."""
+    out: Folder = None
+    """Keep what is made in this folder; default: nothing is kept [folder]."""
+    data_dir: Folder = None
+    """Where prepared data lie; default: VGJAX_DATA_DIR, TFDS_DATA_DIR or the user's cache [folder]."""
+    manual_dir: Folder = None
+    """Original files of the data set, as an alternative to downloading [folder]."""
+
+    def run(self) -> None:
+        """Run again, compare and say what differs."""
+        from vgjax.reruns import rerun
+        from vgjax.show import ProgressBar, print_rerun
+        from vgjax.stopping import stop_after_chunk
+
+        where = {"data_dir": self.data_dir, "manual_dir": self.manual_dir}
+        with ProgressBar() as bar, stop_after_chunk() as check:
+
+            def landed(part: Any, total: int, done: int | None) -> None:
+                bar.update(part, total, done)
+                check()
+
+            again = rerun(self.result, self.out, progress=landed, **where)
+        print_rerun(again)
+        if again.differences:
+            raise SystemExit(FAILED)
+
+
+@dataclass(frozen=True)
 class Prepare:
     """Download or read a data set, and keep it as plain arrays."""
 
@@ -360,8 +395,7 @@ class Clinic:
         """Examine, write the page and print its table."""
         if not (self.initializer or self.activation):
             raise ValueError("nothing to examine; allowed: an INITIALIZER, or --activation NAME")
-        if "jax" not in sys.modules:  # small lanes cannot keep several cores busy, so each core is a device
-            os.environ.setdefault("JAX_NUM_CPU_DEVICES", str(os.cpu_count()))
+        _cores_are_devices()
         from vgjax.clinic import ACTIVATIONS, examine_activation, examine_initializer, write
         from vgjax.show import print_report, working
 
@@ -393,6 +427,12 @@ class List:
         from vgjax.show import TOPICS, print_names
 
         print_names(self.topics or tuple(TOPICS))
+
+
+def _cores_are_devices() -> None:
+    """A small lane cannot keep several cores busy, so each core takes lanes of its own."""
+    if "jax" not in sys.modules:
+        os.environ.setdefault("JAX_NUM_CPU_DEVICES", str(os.cpu_count()))
 
 
 def _new_folder(config: Config) -> Path:

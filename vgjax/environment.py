@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import functools
 import importlib.metadata
 import os
 import platform
@@ -29,6 +30,7 @@ def environment() -> dict[str, Any]:
     }
 
 
+@functools.cache  # of the code that runs, whatever becomes of the files
 def commit() -> str | None:
     """The commit of the checkout that this package is imported from."""
     top = Path(__file__).parent.parent
@@ -46,6 +48,7 @@ def _git(top: Path, *arguments: str) -> str | None:
     return done.stdout.strip() if done.returncode == 0 else None
 
 
+@functools.cache
 def _version(package: str) -> str | None:
     try:
         return importlib.metadata.version(package)

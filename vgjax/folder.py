@@ -103,6 +103,10 @@ class RunFolder:
         if self._records:
             self._records.write(part)
 
+    def made_with(self) -> str:
+        """The environment in which the run began, as JSON."""
+        return (self.path / "environment.json").read_text()
+
     def save(self, step: int, tree: Any) -> None:
         """Save a checkpoint."""
         checkpoint.save(self._checkpoints, step, tree)

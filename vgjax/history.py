@@ -188,14 +188,19 @@ def load(folder: str | Path) -> xr.Dataset:
     paths = [folder / "history.nc"] if (folder / "history.nc").exists() else _parts(folder)
     if not paths:
         raise ValueError(f"{folder} has no history; allowed: the folder of a run")
-    return join([_read(path) for path in paths]) if len(paths) > 1 else _read(paths[0])
+    return join([read(path) for path in paths]) if len(paths) > 1 else read(paths[0])
 
 
 def _parts(folder: Path) -> list[Path]:
     return sorted((folder / "history").glob("until-*.nc"))
 
 
-def _read(path: Path) -> xr.Dataset:
+def read(path: Path) -> xr.Dataset:
+    """A history by its file.
+
+    Raises:
+      ValueError: it is damaged.
+    """
     try:
         with xr.open_dataset(path, engine="netcdf4") as dataset:
             return dataset.load().drop_encoding()

@@ -22,6 +22,7 @@ from vgjax.checks import check_names
 from vgjax.config import Config, Hypers, check_hypers
 from vgjax.data import Dataset, load
 from vgjax.divergence import NOWHERE, describe
+from vgjax.environment import environment
 from vgjax.families import kept
 from vgjax.folder import RunFolder
 from vgjax.layers import weight_groups
@@ -131,11 +132,14 @@ def run(
         state = programs.states_of(program, shared, (all_lanes, variables))
     about = as_plain(config, settings, seeds, dataset.source)
     about |= {"paired": True} if paired else {}
+    about |= {"variables": "given"} if variables is not None else {}
     about |= {"lanes": lanes, "deepest": deepest} if lanes > n_lanes or deepest else {}
     disk = RunFolder.open(Path(folder), about, resume) if folder is not None else None
     try:
+        with_what = parallel.from_first(lambda: disk.made_with() if disk else json.dumps(environment()))
+        made = {"shard": shard, "devices": devices or parallel.device_count(), "environment": with_what}
         whole, trained = _train(
-            config, program, chunks, shared, all_lanes, state, coordinates, about, disk, tensorboard, progress
+            config, program, chunks, shared, all_lanes, state, coordinates, about, made, disk, tensorboard, progress
         )
     finally:
         if disk:
@@ -166,7 +170,6 @@ class _Landing:
         coordinates: dict[str, np.ndarray],
         about: dict[str, Any],
         params: Any,
-        lane_bytes: int,
         disk: RunFolder | None,
         parts: list[xr.Dataset],
         progress: Callable[[xr.Dataset, int], None] | None,
@@ -174,7 +177,6 @@ class _Landing:
         self.program, self.shared, self.lanes, self.coordinates = program, shared, lanes, coordinates
         self.disk, self.parts, self.progress = disk, parts, progress
         self.about = json.dumps(about, ensure_ascii=False)
-        self.lane_bytes = lane_bytes
         self.n_lanes = len(coordinates["seed"])
         depth, compiled = len(config.hidden), len(program.config.hidden)
         self.rows = np.array([*range(depth), compiled])  # of the program's layers, those that there are
@@ -238,7 +240,7 @@ class _Landing:
         return jax.tree.map(lambda x: x[: self.n_lanes], parallel.gather(self.program.where, tree))
 
     def _look_closer(self, flight: _Flight, suspects: np.ndarray) -> None:
-        closer = programs.divergence_program(self.program, self.lane_bytes)
+        closer = programs.divergence_program(self.program)
         steps, bad = self.gather(closer(self.shared._replace(plan=flight.plan), (self.lanes, flight.before)))
         for i in suspects:
             self.divergence[i] = describe(steps[i], bad[i][:, self.rows], self.all_layers)
@@ -253,6 +255,7 @@ def _train(
     state: State,
     coordinates: dict[str, np.ndarray],
     about: dict[str, Any],
+    made: dict[str, Any],
     disk: RunFolder | None,
     tensorboard: Which,
     progress: Callable[[xr.Dataset, int], None] | None,
@@ -260,15 +263,15 @@ def _train(
     where = program.where
     n_lanes, compiled = len(coordinates["seed"]), jax.tree.leaves(state)[0].shape[0]
     most = shared.plan.gaps.shape[0] - 1
-    params, lane_bytes = jax.tree.map(lambda x: x[0], state.variables["params"]), programs.lane_bytes(state)
+    params = jax.tree.map(lambda x: x[0], state.variables["params"])
     done = 0
     parts: list[xr.Dataset] = []
     if disk:
         there = jax.tree.map(lambda x: x[:n_lanes], state)
         done, (lanes, state), parts = disk.resume((lanes, there), tensorboard)
     shared, (lanes, state) = parallel.place(where, shared, _filled((lanes, state), compiled))
-    chunk_program = programs.chunk_program(program, lane_bytes)
-    landing = _Landing(config, program, shared, lanes, coordinates, about, params, lane_bytes, disk, parts, progress)
+    chunk_program = programs.chunk_program(program)
+    landing = _Landing(config, program, shared, lanes, coordinates, about, params, disk, parts, progress)
     flight: _Flight | None = None
     for chunk in chunks:
         if chunk.start < done:
@@ -282,7 +285,7 @@ def _train(
         flight, state = _Flight(chunk, now, state, after), after[0]
     if flight:
         landing.land(flight, is_last=True)
-    whole_history = history.join(parts)
+    whole_history = history.join(parts).assign_attrs(made)
     if disk:
         disk.finish(whole_history)
     return whole_history, landing.gather(state.variables)

@@ -1,8 +1,8 @@
 """The only room that knows devices: a program of lanes becomes one `pmap` over all of them, on however many machines.
 
 Either every device trains its own lanes, or every device takes its part of each batch and gradients are summed over
-`AXIS`. Within a device the lanes run under `vmap`, in slices. Of a job's processes (`vgjax.machines`) each drives its
-own devices and all do the same; the first speaks and writes for all.
+`AXIS`. Within a device the lanes run under `vmap`, or one by one on a CPU. Of a job's processes (`vgjax.machines`) each
+drives its own devices and all do the same; the first speaks and writes for all.
 """
 
 from __future__ import annotations
@@ -49,6 +49,9 @@ class Layout(NamedTuple):
 def layout(shard: Sharding, n_lanes: int, batch_sizes: tuple[int, ...], n_devices: int | None = None) -> Layout:
     """Choose the layout: lanes over as many devices as share them evenly; where that is one, the batch over all.
 
+    A CPU's devices are its cores; there one of them keeps the whole batch, so that a lane has the same bits whatever
+    runs beside it.
+
     Args:
       shard: "lanes", "batch", or "auto".
       n_lanes: lanes to train.
@@ -69,7 +72,8 @@ def layout(shard: Sharding, n_lanes: int, batch_sizes: tuple[int, ...], n_device
     if shard == "auto":
         shared_by = [d for d in range(processes, n + 1, processes) if n_lanes % d == 0]  # evenly
         most = max(shared_by, default=0)
-        if most <= 1 < n and batch_divides:
+        lonely = not most or (most == 1 < n and jax.default_backend() != "cpu")
+        if lonely and batch_divides:
             return Layout(n, "batch")
         if most:
             return Layout(most, "lanes")
@@ -167,27 +171,24 @@ def from_first(do: Callable[[], T]) -> T:
     return pickle.loads(multihost_utils.broadcast_one_to_all(np.resize(words, size)).tobytes())
 
 
-def program(where: Layout, one_lane: Callable[..., Any], lane_bytes: int) -> Callable[..., Any]:
+def program(where: Layout, one_lane: Callable[..., Any]) -> Callable[..., Any]:
     """Compile `one_lane(shared, lane)` for all lanes on all devices, under one `pmap`.
+
+    On a CPU the lanes of a device run one by one, in a loop inside the program: a lane then has the same bits whatever
+    runs beside it, and its cores, a device each, do as many lanes in a second as they do under one `vmap`.
 
     Args:
       where: the layout.
       one_lane: a pure function of what is shared and of one lane.
-      lane_bytes: size of a lane's state, from which the slice that runs under one `vmap` follows.
 
     Returns:
       A function of (shared, lanes) as `place` gives them; its results lie as the lanes do.
     """
 
     def all_lanes(device: jax.Array, shared: Any, lanes: Any) -> Any:
-        n = jax.tree.leaves(lanes)[0].shape[0]
-        if n == 1:  # one lane costs no more than without vmap
-            result = one_lane(shared, jax.tree.map(lambda x: x[0], lanes))
-            return jax.tree.map(lambda x: x[None], result)
-        size = slice_size(n, lane_bytes)
-        if size == n:
-            return jax.vmap(one_lane, in_axes=(None, 0))(shared, lanes)
-        return jax.lax.map(lambda lane: one_lane(shared, lane), lanes, batch_size=size if size > 1 else None)
+        if jax.default_backend() == "cpu":
+            return jax.lax.map(partial(one_lane, shared), lanes)
+        return jax.vmap(one_lane, in_axes=(None, 0))(shared, lanes)
 
     axis = 0 if where.shard == "lanes" else None
     compiled = jax.pmap(all_lanes, axis_name=AXIS, in_axes=(0, None, axis), out_axes=axis, devices=_devices(where))
@@ -211,17 +212,6 @@ def start_program(one_lane: Callable[..., Any]) -> Callable[..., Any]:
         return jax.lax.map(partial(one_lane, shared), lanes)
 
     return jax.jit(all_lanes, compiler_options={"xla_backend_optimization_level": 0})
-
-
-CPU_CACHE_BYTES = 4_000_000
-
-
-def slice_size(n_lanes: int, lane_bytes: int) -> int:
-    """Lanes under one vmap: all of them, but on a CPU no more than its cache holds (a divisor of n_lanes)."""
-    if jax.default_backend() != "cpu":
-        return n_lanes
-    fitting = max(1, CPU_CACHE_BYTES // max(1, lane_bytes))
-    return max(size for size in range(1, n_lanes + 1) if n_lanes % size == 0 and size <= fitting)
 
 
 def device_count() -> int:

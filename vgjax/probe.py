@@ -95,35 +95,26 @@ def probe(
     x = np.asarray(inputs, np.float64 if float64 else np.float32)
     y = np.zeros(len(x), np.int32) if labels is None else np.asarray(labels, np.int32)
     config = replace(config, batch_size=len(x), steps=1)
-    widths = (x.shape[1], *config.hidden, classes)
-    lane_bytes = x.itemsize * (np.dot(widths[:-1], widths[1:]).item() + len(x) * sum(widths))
     lanes, _ = lanes_of(list(itertools.product(settings, seeds)), 1)
-    n = len(settings) * len(seeds)
-    size = parallel.slice_size(n, lane_bytes)
-    where = parallel.layout("auto", n // size, (1,))
+    where = parallel.layout("auto", len(settings) * len(seeds), (1,))
     with jax.enable_x64(float64):
-        slices = jax.tree.map(lambda value: value.reshape(n // size, size), lanes)
-        shared, placed = parallel.place(where, (x, y), slices)
+        shared, placed = parallel.place(where, (x, y), lanes)
         found = parallel.gather(where, _program(look, config, classes, where)(shared, placed))
-    return jax.tree.map(lambda value: value.reshape(len(settings), len(seeds), *value.shape[2:]), found)
+    return jax.tree.map(lambda value: value.reshape(len(settings), len(seeds), *value.shape[1:]), found)
 
 
 @lru_cache(maxsize=64)
 def _program(look: Look, config: Config, classes: int, where: parallel.Layout) -> Callable[..., Any]:
     program = Program(config, classes, config.batch_size, ONE_DEVICE)
 
-    def draw(x: jax.Array, lane: Lane) -> Variables:
-        variables = initial_variables(
-            config, classes, lane.hypers, purpose_key(lane.key, "init"), x.astype(jnp.float32)
-        )
-        return jax.tree.map(lambda leaf: leaf.astype(x.dtype), variables)
-
-    def one_slice(shared: tuple[jax.Array, jax.Array], lanes: Lane) -> Any:
+    def one_network(shared: tuple[jax.Array, jax.Array], lane: Lane) -> Any:
         x, y = shared
-        drawn = jax.lax.map(lambda lane: draw(x, lane), lanes)  # one by one, see `parallel.start_program`
-        return jax.vmap(lambda lane, variables: look(Network(program, lane, variables, x, y)))(lanes, drawn)
+        key = purpose_key(lane.key, "init")
+        drawn = initial_variables(config, classes, lane.hypers, key, x.astype(jnp.float32))
+        variables = jax.tree.map(lambda leaf: leaf.astype(x.dtype), drawn)
+        return look(Network(program, lane, variables, x, y))
 
-    return parallel.program(where, one_slice, lane_bytes=2**62)  # slices one by one: they are as large as is good
+    return parallel.program(where, one_network)
 
 
 def per_layer(function: Callable[..., jax.Array], *arrays: Mapping[str, jax.Array]) -> jax.Array:

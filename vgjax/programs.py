@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import math
 from collections.abc import Callable
 from typing import Any
 
@@ -18,14 +17,14 @@ from vgjax.initializers import is_data_dependent
 from vgjax.train import Program, Shared, State, fresh_state, initial_state, run_chunk
 
 
-def chunk_program(program: Program, lane_bytes: int) -> Callable[..., Any]:
+def chunk_program(program: Program) -> Callable[..., Any]:
     """`run_chunk` for all lanes on all devices; the same function for programs that differ in nothing it depends on."""
-    return _chunk_program(_without_start(program), lane_bytes)
+    return _chunk_program(_without_start(program))
 
 
-def divergence_program(program: Program, lane_bytes: int) -> Callable[..., Any]:
+def divergence_program(program: Program) -> Callable[..., Any]:
     """`first_bad`, likewise."""
-    return _divergence_program(_without_start(program), lane_bytes)
+    return _divergence_program(_without_start(program))
 
 
 def first_states(program: Program, shared: Shared, lanes: Any) -> State:
@@ -44,24 +43,19 @@ def states_of(program: Program, shared: Shared, lanes_and_variables: Any) -> Sta
     return jax.device_get(_start_program(program, fresh_state)(shared, lanes_and_variables))
 
 
-def lane_bytes(state: State) -> int:
-    """Size of one lane's state, of shapes [lanes, …]."""
-    return sum(math.prod(leaf.shape[1:]) * leaf.dtype.itemsize for leaf in jax.tree.leaves(state))
-
-
 @functools.lru_cache(maxsize=64)
 def _start_program(program: Program, start: Callable[..., State]) -> Callable[..., Any]:
     return parallel.start_program(functools.partial(start, program))
 
 
 @functools.lru_cache(maxsize=64)
-def _chunk_program(program: Program, lane_bytes: int) -> Callable[..., Any]:
-    return parallel.program(program.where, functools.partial(run_chunk, program), lane_bytes)
+def _chunk_program(program: Program) -> Callable[..., Any]:
+    return parallel.program(program.where, functools.partial(run_chunk, program))
 
 
 @functools.lru_cache(maxsize=64)
-def _divergence_program(program: Program, lane_bytes: int) -> Callable[..., Any]:
-    return parallel.program(program.where, functools.partial(first_bad, program), lane_bytes)
+def _divergence_program(program: Program) -> Callable[..., Any]:
+    return parallel.program(program.where, functools.partial(first_bad, program))
 
 
 def _start_only(program: Program, train: Arrays) -> tuple[Program, Arrays]:

@@ -77,7 +77,7 @@ def settings_from(content: Any, also: tuple[str, ...] = ()) -> Settings:
     hypers = content.pop("hypers", [])
     settings = [_checked(h, "hypers") for h in (hypers if isinstance(hypers, list) else [hypers])] or [{}]
     seeds = _seeds(content.pop("seeds", 1))
-    for name in ("data", "lanes", "deepest"):  # how it was run
+    for name in ("data", "lanes", "deepest", "variables"):  # how it was run
         content.pop(name, None)
     paired = converted("paired", content.pop("paired", False), bool)
     flat = {name: content.pop(name) for name in list(content) if name in HINTS["hypers"]}

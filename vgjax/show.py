@@ -25,6 +25,7 @@ from vgjax.names import text_of
 
 if TYPE_CHECKING:
     from vgjax.diagnosis import Diagnosis
+    from vgjax.reruns import Rerun
     from vgjax.sweep_plan import Plan, Slice
 
 WIDTH_OF_A_PIPE = 200
@@ -112,6 +113,23 @@ def print_run(history: xr.Dataset, folder: Path, has_curves: bool) -> None:
     print(f"history     {folder / 'history.nc'}\nstatistics  {folder / 'statistics.csv'}")
     if has_curves:
         print(f"curves      {sys.executable} -m tensorboard.main --logdir {folder / 'tensorboard'}")
+
+
+def print_rerun(again: Rerun) -> None:
+    """Whether a result came out the same, and else what differs, and what it was made with."""
+    lanes, n = again.history.sizes["lane"], len(again.history.variables)
+    if not again.differences:
+        print(f"the same to the last bit: {n} variables of {lanes} lane{'s' if lanes > 1 else ''}")
+    else:
+        rows = [
+            (name, f"{one.share:.3g}", "" if np.isnan(one.largest) else f"{one.largest:.3g}")
+            for name, one in again.differences.items()
+        ]
+        columns = ("variable", "share of numbers", "largest relative difference")
+        print_table(f"{len(rows)} of {n} variables differ", columns, rows, columns[1:])
+    if again.changed:
+        changes = [(name, *there_and_here) for name, there_and_here in again.changed.items()]
+        print_table("made with", ("what", "there", "here"), changes)
 
 
 def print_prediction(band: xr.Dataset, infinite: xr.Dataset) -> None:

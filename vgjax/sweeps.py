@@ -261,6 +261,9 @@ class Job:
             if name not in whole.coords:
                 whole = whole.assign_coords({name: ("lane", np.array([_plain(point.value(name)) for point in lanes]))})
         whole.attrs["sweep"] = json.dumps(grids.as_plain(self.grid), ensure_ascii=False)
+        whole.attrs |= {"shard": self._shard, "devices": self._devices or parallel.device_count()}
+        made = (self.folder / "environment.json").read_text() if self.folder else json.dumps(environment())
+        whole.attrs["environment"] = made
         if self.folder:
             history.finish(self.folder, whole)
         return whole
