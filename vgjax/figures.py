@@ -6,6 +6,7 @@ Measurements are points joined by lines, with a band for their spread; theory is
 from __future__ import annotations
 
 import io
+import json
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ParamSpec, TypeVar
@@ -19,6 +20,8 @@ from matplotlib.colors import PowerNorm
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 from numpy.typing import ArrayLike
+
+from vgjax.environment import environment
 
 STYLE = Path(__file__).with_name("paper.mplstyle")
 MARKERS = "osD^vP*"
@@ -250,7 +253,8 @@ def as_png(figure: Figure) -> bytes:
 
 
 def save(figure: Figure, path: Path) -> None:
-    """Write path.png and path.svg."""
+    """Write path.png and path.svg, which say (`Description`, JSON) with which versions, devices and commit."""
+    made = json.dumps({name: value for name, value in environment().items() if name != "date"})
     with mpl.rc_context(fname=str(STYLE)):
-        figure.savefig(f"{path}.png")
-        figure.savefig(f"{path}.svg", metadata={"Date": None})
+        figure.savefig(f"{path}.png", metadata={"Description": made})
+        figure.savefig(f"{path}.svg", metadata={"Date": None, "Description": made})
