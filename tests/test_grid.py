@@ -261,9 +261,9 @@ REFUSED = [
     ("hypers: [{}, {learning_rate: 1}]\nproduct: {depth: [1]}", ["hypers has 2 settings", "allowed: one", "`points`"]),
     ("seeds: 0\nproduct: {bias: [true]}", ["seeds 0 is not allowed", "how many, or which"]),
     ("seeds: [1, 1]\nproduct: {bias: [true]}", ["seeds (1, 1) is not allowed", "each once"]),
-    ("seeds: []\nproduct: {bias: [true]}", ["seeds () is not allowed"]),
-    ("seeds: [4294967296]\nproduct: {bias: [true]}", ["seeds (4294967296,) is not allowed", "4294967295"]),
-    ("seeds: [-1]\nproduct: {bias: [true]}", ["seeds (-1,) is not allowed"]),
+    ("seeds: []\nproduct: {bias: [true]}", ["seeds [] is not allowed"]),
+    ("seeds: [4294967296]\nproduct: {bias: [true]}", ["seeds [4294967296] is not allowed", "4294967295"]),
+    ("seeds: [-1]\nproduct: {bias: [true]}", ["seeds [-1] is not allowed"]),
     ("product: {depth: [1", ["damaged"]),
 ]
 
