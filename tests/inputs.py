@@ -30,17 +30,39 @@ CHOICES = {
     "reduction": ["mean", "sum"],
     "validate": ["every_epoch", "end"],
 }
-INITIALIZERS = (
-    "uniform normal mean_field mxnet_xavier glorot_uniform glorot_normal he_uniform he_normal lecun_uniform "
-    "lecun_normal orthogonal lsuv"
-).split()
+INITIALIZERS = [
+    "uniform",
+    "normal",
+    "mean_field",
+    "mxnet_xavier",
+    "glorot_uniform",
+    "glorot_normal",
+    "he_uniform",
+    "he_normal",
+    "lecun_uniform",
+    "lecun_normal",
+    "orthogonal",
+    "lsuv",
+]
 NAMES = {
-    "activation": "sigmoid tanh softsign relu leaky_relu elu selu gelu swish erf linear".split(),
+    "activation": [
+        "sigmoid",
+        "tanh",
+        "softsign",
+        "relu",
+        "leaky_relu",
+        "elu",
+        "selu",
+        "gelu",
+        "swish",
+        "erf",
+        "linear",
+    ],
     "initializer": INITIALIZERS,
     "output_initializer": INITIALIZERS,
-    "optimizer": "sgd momentum nesterov adam keras_adam adamw rmsprop".split(),
-    "schedule": "constant cosine linear exponential warmup_cosine".split(),
-    "cadence": "epoch every log".split(),
+    "optimizer": ["sgd", "momentum", "nesterov", "adam", "keras_adam", "adamw", "rmsprop"],
+    "schedule": ["constant", "cosine", "linear", "exponential", "warmup_cosine"],
+    "cadence": ["epoch", "every", "log"],
 }
 WITH_ARGUMENTS = {
     "activation": ["leaky_relu(0.2)", "leaky_relu(slope=1e-3)", " relu ", "jax.numpy:tanh"],
@@ -50,10 +72,21 @@ WITH_ARGUMENTS = {
     "schedule": ["cosine(alpha=0.1)", "warmup_cosine(0.5)", "exponential(0.5)"],
     "cadence": ["every(2)", "log(3)", "at(0, 1)", "at(0, 99999999999)"],
 }
-FAMILIES = (
-    "norms spread weights points activations deltas noise decay gradient_histogram weight_histogram update_histogram "
-    "activation_histogram delta_histogram"
-).split()
+FAMILIES = [
+    "norms",
+    "spread",
+    "weights",
+    "points",
+    "activations",
+    "deltas",
+    "noise",
+    "decay",
+    "gradient_histogram",
+    "weight_histogram",
+    "update_histogram",
+    "activation_histogram",
+    "delta_histogram",
+]
 CONFIG = ("dataset", *CHOICES, *NAMES, *WHOLE, "bias", "hidden", "record", "record_layers", *FLOATS[5:])
 FIELDS = (*CONFIG, *HYPERS, "seeds")
 DERIVED = ("depth", "width", "sigma_w2", "sigma_b2")
@@ -71,7 +104,10 @@ ODD = [
     *(Scalar(text, None) for text in ("null", "~", "", "&anchor")),
     *(Scalar(text, True) for text in ("true", "on", "Yes")),
     *(Scalar(text, False) for text in ("false", "off", "NO")),
-    *(Scalar(str(n), n) for n in (0, 1, 2, 3, 50, -1, INT32, INT32 + 1, SEEDS + 1, 2**32 - 1, 2**32, 10**30, -(10**30))),
+    *(
+        Scalar(str(n), n)
+        for n in (0, 1, 2, 3, 50, -1, INT32, INT32 + 1, SEEDS + 1, 2**32 - 1, 2**32, 10**30, -(10**30))
+    ),
     *(Scalar("9" * 400, int("9" * 400)), Scalar("010", 8), Scalar("0x10", 16), Scalar("1_000", 1000)),
     *(Scalar("1:30", 90), Scalar("0b11", 3), Scalar("!!int 3", 3), Scalar("!!float 3", 3.0), Scalar("!!str 3", "3")),
     *(Scalar(text, float(text)) for text in ("1.0", "0.5", "-0.5", "-0.0", "1.0e-3", "1.0e+39", "1.0e+400", "3.4e+38")),
@@ -180,7 +216,9 @@ def scalars() -> st.SearchStrategy[Scalar]:
 
 def flow(value: Any) -> str:
     """A value as YAML on one line."""
-    return yaml.safe_dump(value, default_flow_style=True, width=math.inf, allow_unicode=True).removesuffix("...\n").strip()
+    return (
+        yaml.safe_dump(value, default_flow_style=True, width=math.inf, allow_unicode=True).removesuffix("...\n").strip()
+    )
 
 
 def as_toml(fields: dict[str, Any]) -> str:
@@ -223,14 +261,28 @@ def distance(a: str, b: str) -> int:
 
 NO_CONFIG: list[bytes] = [
     *(b"", b"\n", b"# only a comment\n", b"---\n", b"- 1\n- 2\n", b"3", b"text", b"null", b"[]", b"[dataset, iris]"),
-    *(b"---\nepochs: 1\n---\nepochs: 2\n", b"\tepochs: 1\n", b"epochs: 1\n\tsteps: 2\n", b"epochs: [1\n", b"'", b"@", b"%"),
+    *(
+        b"---\nepochs: 1\n---\nepochs: 2\n",
+        b"\tepochs: 1\n",
+        b"epochs: 1\n\tsteps: 2\n",
+        b"epochs: [1\n",
+        b"'",
+        b"@",
+        b"%",
+    ),
     *(b"epochs: 1\nepochs: 2\n", b"hypers: {sigma_w: 1, sigma_w: 2}\n", b"? [1, 2]\n: 3\n", b"? {a: 1}\n: 3\n"),
     *(b"epochs: *nothing\n", b"<<: 3\n", b"!!python/name:os.system x\n", b"epochs: !own 3\n", b"%YAML 3.0\n---\n{}\n"),
     *(b"\xff\xfee\x00p\x00", b"epochs: 1\nactivation: \xff\n", b"\0", b"epochs: 1\0\n", b"epochs: \x07\n", b"\x80"),
     *(b"[" * 5000, b"{a: " * 3000, b"- " * 5000, b"epochs: " + b"9" * 5000, b"epochs: 0x" + b"f" * 6000),
     *(b"3: 4\n", b"null: 4\n", b"true: 4\n", b"2020-01-01: 4\n", b"epochs: 2020-13-45\n", b"[1, 2]: 3\n", b"'': 3\n"),
     *(b"config: 3\n", b"config: [epochs]\n", b"config: null\n", b"hypers: 3\n", b"hypers: [3]\n", b"hypers: {a: 1}\n"),
-    *(b"config: {config: {}}\n", b"hypers: [{}, {sigma_w: -1}]\n", b"paired: 3\n", b'"hid\\nden": [3]\n', b"a: &a [*a]\n"),
+    *(
+        b"config: {config: {}}\n",
+        b"hypers: [{}, {sigma_w: -1}]\n",
+        b"paired: 3\n",
+        b'"hid\\nden": [3]\n',
+        b"a: &a [*a]\n",
+    ),
 ]
 SAME_CONFIG: list[bytes] = [  # ways to write one that is none the worse for it
     b"\xef\xbb\xbfdataset: iris\n",

@@ -1,16 +1,10 @@
-"""Whatever is written, the command either takes it or says in one line what is wrong, and leaves no trace; so Python."""
+"""Whatever is written, the command takes it, or says in one line what is wrong and leaves no trace; so Python."""
 
 from __future__ import annotations
 
-import contextlib
-import io
 import itertools
-import os
+import math
 import random
-import shutil
-import subprocess
-import sys
-from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -18,100 +12,23 @@ import inputs
 import numpy as np
 import pytest
 import yaml
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from inputs import BASE, CHOICES, CONFIG, DERIVED, FAMILIES, FIELDS, HYPERS, NAMES, WITH_ARGUMENTS, is_allowed
+from refusals import CASES, SHOW, cases, checked_in_python, counted, emptied, is_near, refusal, said, stand_in, taken
 
 import vgjax
-from vgjax.checks import check_names
-from vgjax.cli import main
 from vgjax.config import check_hypers
 from vgjax.grid import read_grid
 from vgjax.settings import read_settings
 
-COMMANDS = ("train", "sweep", "predict", "show", "diagnose", "data", "clinic", "list")
-SHOW = ["show", "--features", "4", "--classes", "3", "--config-file"]  # reads and checks all of a config, trains nothing
-CASES: Counter[str] = Counter()
-
-
-def cases(n: int) -> Any:
-    """So many, the same ones every time."""
-    unhurried = {"deadline": None, "suppress_health_check": list(HealthCheck)}
-    return settings(derandomize=True, max_examples=n, database=None, **unhurried)
+AT_LEAST = 1000
 
 
 @pytest.fixture(autouse=True)
-def room(tmp_path, monkeypatch, request):
-    """An empty folder, where there is no data, and no network is asked."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("VGJAX_DATA_DIR", str(tmp_path))
-    monkeypatch.delenv("VGJAX_MANUAL_DIR", raising=False)
-    return tmp_path
-
-
-def counted() -> None:
-    CASES[os.environ["PYTEST_CURRENT_TEST"].split("::")[1].split(" ")[0].split("[")[0]] += 1
-
-
-def emptied(room: Path) -> None:
-    """What one example leaves is not there for the next; a folder with a file in it is."""
-    for path in room.iterdir():
-        shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
-    (room / "there").mkdir()
-    (room / "there" / "kept").write_text("as it was")
-
-
-def tree(room: Path) -> dict[str, Any]:
-    """Everything below a folder, with its content."""
-    return {str(path): path.read_bytes() if path.is_file() else None for path in sorted(room.rglob("*"))}
-
-
-def said(argv: list[str]) -> tuple[int, str, str]:
-    """Status, stdout and stderr of a command."""
-    out, err = io.StringIO(), io.StringIO()
-    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
-        status = main(argv)
-    return status, out.getvalue(), err.getvalue()
-
-
-def refusal(room: Path, argv: list[str]) -> str:
-    """What the command says as it refuses: one line that says what would be right, and nothing else happens."""
-    counted()
-    before = tree(room)
-    status, out, err = said(argv)
-    assert (status, out) == (2, ""), (argv, status, out, err)
-    assert tree(room) == before, argv
-    assert err.startswith("vgjax: ") and err.endswith("\n") and len(err.splitlines()) == 1, (argv, err)
-    message = err.removeprefix("vgjax: ").removesuffix("\n")
-    assert is_useful(message), (argv, message)
-    return message
-
-
-def is_useful(message: str) -> bool:
-    """It says what is allowed, or which file or function is the matter; and nothing of Python's insides."""
-    helps = ("allowed:", "did you mean '", "cannot import", "is not callable", "cannot be used: ")
-    of_a_file = any(f"{name}: " in message for name in ("f.yaml", "f.toml", "g.yaml"))
-    inside = ("Traceback", "unpack", "object is not", "NoneType", "has no attribute", "RuntimeError")
-    return (of_a_file or any(words in message for words in helps)) and not any(words in message for words in inside)
-
-
-def taken(argv: list[str]) -> str:
-    """What the command prints as it takes what is written."""
-    counted()
-    status, out, err = said(argv)
-    assert (status, err) == (0, ""), (argv, err)
-    return out
-
-
-def suggested(message: str) -> str:
-    """The name that a message holds for meant."""
-    return message.split("did you mean '")[1].split("'")[0] if "did you mean '" in message else ""
-
-
-def is_near(typo: str, name: str, message: str) -> bool:
-    """Whether the name is suggested, or another that is no further from the typo."""
-    found, typo = suggested(message).lstrip("-").replace("-", "_"), typo.lower()
-    return found == name or 0 < inputs.distance(typo, found) <= max(1, inputs.distance(typo, name)) or found in typo
+def room(tmp_path, monkeypatch):
+    """An empty folder of its own."""
+    return stand_in(tmp_path, monkeypatch)
 
 
 # Config files
@@ -147,11 +64,6 @@ def test_every_value_of_every_field(room, field, value, how, command):
     with pytest.raises(ValueError) as caught:
         checked_in_python("f.yaml")
     assert str(caught.value) == message
-
-
-def checked_in_python(name: str) -> None:
-    found = read_settings(Path(name))
-    check_names(found.config)
 
 
 @cases(160)
@@ -237,7 +149,8 @@ def test_files_that_are_one_all_the_same(room, number):
 @given(
     place=st.integers(0, 400),
     length=st.integers(0, 30),
-    new=st.binary(max_size=3) | st.sampled_from([b"\t", b": ", b"- ", b"[", b"}", b"\n\n", b"'", b"&a ", b"*a ", b"#", b"\\"]),
+    new=st.binary(max_size=3)
+    | st.sampled_from([b"\t", b": ", b"- ", b"[", b"}", b"\n\n", b"'", b"&a ", b"*a ", b"#", b"\\"]),
     grid=st.booleans(),
 )
 def test_damaged_files(room, place, length, new, grid):
@@ -261,7 +174,6 @@ def test_damaged_files(room, place, length, new, grid):
 # Grids
 
 
-
 @st.composite
 def values_of(draw: st.DrawFn, name: str) -> tuple[Any, int | None]:
     """What an axis may be given, and how many values that are; None where it is wrong."""
@@ -269,7 +181,9 @@ def values_of(draw: st.DrawFn, name: str) -> tuple[Any, int | None]:
     n, kind = draw(st.integers(-1, 5)), draw(st.sampled_from(["list", "linspace", "geomspace", "arange", "wrong"]))
     whole = name in ("depth", "width", "epochs", "steps")
     if kind == "list":
-        found = draw(st.lists(st.integers(1, 40) | st.just(-1) | st.just("x") | st.booleans(), max_size=4, unique_by=str))
+        found = draw(
+            st.lists(st.integers(1, 40) | st.just(-1) | st.just("x") | st.booleans(), max_size=4, unique_by=str)
+        )
         right = found and all(type(one) is int and one >= 0 for one in found)
         return found, len(found) if right else None
     if kind == "linspace":
@@ -284,12 +198,14 @@ def values_of(draw: st.DrawFn, name: str) -> tuple[Any, int | None]:
         points = range(*given, step) if step else []
         return {kind: [*given, step]}, len(points) or None
     wrong: list[Any] = [3, "x", None, {}, [], [[]], [None], {"logspace": [1, 2, 3]}, {"linspace": [1, 2]}]
-    wrong += [{"linspace": 3}, {"linspace": [1, 2, 2.5]}, {"linspace": ["a", 2, 3]}, {"linspace": [1, math_inf, 3]}]
-    wrong += [{"linspace": [1, 2, 3], "arange": [3]}, {"arange": []}, {"arange": [1, 10**9, 1]}, {"linspace": [1, 2, 10**9]}]
+    wrong += [{"linspace": 3}, {"linspace": [1, 2, 2.5]}, {"linspace": ["a", 2, 3]}, {"linspace": [1, math.inf, 3]}]
+    wrong += [
+        {"linspace": [1, 2, 3], "arange": [3]},
+        {"arange": []},
+        {"arange": [1, 10**9, 1]},
+        {"linspace": [1, 2, 10**9]},
+    ]
     return draw(st.sampled_from(wrong)), None
-
-
-math_inf = float("inf")
 
 
 @cases(160)
@@ -297,14 +213,18 @@ math_inf = float("inf")
 def test_grids(room, data, section, seeds):
     """The points of a grid are counted; empty, upside-down, unequal and unknown axes are refused."""
     emptied(room)
-    names = data.draw(st.lists(st.sampled_from([*DERIVED, "learning_rate", "steps"]), min_size=1, max_size=3, unique=True))
+    names = data.draw(
+        st.lists(st.sampled_from([*DERIVED, "learning_rate", "steps"]), min_size=1, max_size=3, unique=True)
+    )
     axes = {name: data.draw(values_of(name)) for name in names}
     counts = [n for _, n in axes.values()]
     grid: dict[str, Any] = BASE | {"seeds": seeds}
     if section == "points":
         lists = {name: values for name, (values, _) in axes.items() if isinstance(values, list)}
         n_points = max(map(len, lists.values()), default=0)
-        grid["points"] = [{name: values[i] for name, values in lists.items() if i < len(values)} for i in range(n_points)]
+        grid["points"] = [
+            {name: values[i] for name, values in lists.items() if i < len(values)} for i in range(n_points)
+        ]
         counts = [axes[name][1] for name in lists]
         size = n_points if n_points and all(counts) else None
     else:
@@ -331,3 +251,105 @@ def test_misspelt_axes(room, named):
     Path("g.yaml").write_text(yaml.safe_dump(BASE | content))
     message = refusal(room, ["sweep", "g.yaml"])
     assert repr(typo) in message and is_near(typo, name, message), message
+
+
+# Python
+
+PYTHON: list[tuple[str, dict[str, Any], str]] = [
+    *(("config", {name: value}, name) for name in CHOICES for value in (None, 3, "nothing")),
+    *(("config", {name: value}, name) for name in NAMES for value in (None, 3, b"relu", [], "no such name")),
+    *(("config", {name: value}, name) for name in inputs.WHOLE for value in (None, "3", 1.5, True, -1, 2**31, [1])),
+    *(("config", {name: value}, name) for name in ("hidden", "record") for value in (None, 3, "abc", [None])),
+    *(("config", {name: value}, name) for name in inputs.FLOATS[5:] for value in (None, "1", -1, math.nan, True)),
+    *(("config", {"bias": value}, "bias") for value in (None, 1, "no")),
+    *(("config", {"dataset": value}, "dataset") for value in (None, 3, Path("iris"))),
+    *(("hypers", {name: value}, name) for name in HYPERS for value in (None, "1", -1, math.nan, [1.0], 10**400)),
+    *(("hypers", {name: value}, name) for name in HYPERS if name != "clip_threshold" for value in (math.inf, 1e39)),
+    *(("run", {"hypers": value}, "hypers") for value in (None, 3, {}, [], [3], (0.1,))),
+    *(("run", {"seeds": value}, "seeds") for value in (None, "3", 1.5, True, 0, [], [-1], ["1"], 2**32, [2**32])),
+    *(("run", {"devices": value}, "devices") for value in (0, -1, 999, "1", 1.0)),
+    *(("run", {name: "no"}, name) for name in ("shard", "tensorboard")),
+    ("run", {"paired": True, "seeds": 2}, "pairs"),
+    *(("run", {"config": value}, "config") for value in (None, {})),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("where", "wrong", "named"), PYTHON, ids=lambda value: repr(value)[:40])
+def test_python(room, where, wrong, named):
+    """A ValueError of one line, and no folder."""
+    counted()
+    with pytest.raises(ValueError) as caught:
+        config = vgjax.Config(**BASE | (wrong if where == "config" else {}))
+        hypers = vgjax.Hypers(**(wrong if where == "hypers" else {}))
+        vgjax.run(**{"config": config, "hypers": hypers, "folder": room / "run"} | (wrong if where == "run" else {}))
+    message = str(caught.value)
+    assert len(message.splitlines()) == 1 and named.split("_")[-1] in message and "allowed:" in message, message
+    assert not list(room.iterdir())
+
+
+# What is right runs
+
+RUNS = 24
+LANES = [vgjax.Hypers(), vgjax.Hypers(0.5, 0.01, 0.1, 1.5, 0.2), vgjax.Hypers(0.0, 1.0, math.inf, 0.0, 0.0)]
+LANES += [vgjax.Hypers(1e30, clip_threshold=1e9), vgjax.Hypers(1e-30, 1e-30, 0.0, 1e-30, 1e-30)]
+
+
+def designs() -> list[dict[str, Any]]:
+    """Settings in which every name of every table and every choice is there at least once."""
+    draw = random.Random(0)
+    tables = {name: [*NAMES[name], *WITH_ARGUMENTS[name]] for name in NAMES} | CHOICES | {"bias": [True, False]}
+    tables["record"] = [[one] for one in FAMILIES] + [[], ["norms", "decay"]]
+    tables |= {"hidden": [[3], [], [4, 3], [3, 3, 3]], "batch_size": [50, 40], "steps": [1, 2, 4], "holdout": [0, 60]}
+    tables |= {"replicas": [1, 1, 2], "norm_epsilon": [1e-5, 0.0, 1], "norm_momentum": [0.99, 0.0]}
+    tables |= {"dataset": ["iris", "iris_petal"], "scaling": ["auto", "standardised", "none"]}
+    columns = {}
+    for name, values in tables.items():
+        column = [value for value, _ in zip(itertools.cycle(values), range(RUNS), strict=False)]
+        draw.shuffle(column)
+        columns[name] = column
+    found = [{name: column[i] for name, column in columns.items()} for i in range(RUNS)]
+    for one in found:
+        if one["replicas"] > 1:
+            one["last_batch"] = "drop"
+        if one["optimizer"] == "adamw":
+            one["decay"] = "decoupled"
+    return found
+
+
+def test_every_name_is_in_a_run():
+    for name, names in (NAMES | {"record": [[one] for one in FAMILIES]}).items():
+        assert not [one for one in names if one not in [design[name] for design in designs()]]
+
+
+@pytest.mark.parametrize("number", range(RUNS))
+def test_what_is_right_runs(room, number):
+    """Its history has the lanes, steps and layers that were asked for, finite unless a lane says where it went bad."""
+    counted()
+    design = designs()[number]
+    config = vgjax.Config(**design)
+    history = vgjax.run(config, LANES, (0, 2**32 - 1), paired=False).history
+    sizes = history.sizes
+    assert sizes["lane"] == len(LANES) * 2 * config.replicas
+    n_train = 150 - config.holdout
+    per_epoch = n_train // config.batch_size if config.last_batch == "drop" else -(-n_train // config.batch_size)
+    assert history["evaluated_at"].values[-1] <= config.steps
+    assert (np.diff(history["step"]) > 0).all() and history["step"].values[0] == 0
+    assert sizes["evaluation"] <= -(-config.steps // per_epoch)
+    if config.record:
+        assert list(history["layer"].values) == [f"layer_{i}" for i in range(1, len(config.hidden) + 2)]
+    fine = history.isel(lane=history["first_bad_step"].values < 0)
+    assert fine.sizes["lane"] > 0 and np.isfinite(fine["train_loss"]).all()
+    assert np.isfinite(fine["validation_loss"].isel(evaluation=-1)).all()
+    assert ((fine["train_accuracy"] >= 0) & (fine["train_accuracy"] <= 1)).all()
+    for name in ("gradient_rms", "gradient_norm", "weight_norm", "delta_rms", "activation_std"):
+        assert name not in fine or np.isfinite(fine[name]).all(), name
+    bad = history.isel(lane=history["first_bad_step"].values >= 0)
+    assert (bad["first_bad_step"] < config.steps).all()
+
+
+def test_so_many_cases(capsys, request):
+    """It says how many; of a part of the file (`-k`) fewer."""
+    with capsys.disabled():
+        print(f"\n{CASES.total()} cases: {', '.join(f'{name} {n}' for name, n in CASES.items())}")
+    whole = not request.config.option.keyword and "::" not in "".join(request.config.args)
+    assert CASES.total() >= AT_LEAST or not whole

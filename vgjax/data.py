@@ -211,8 +211,8 @@ def _own(make: Callable[..., Dataset]) -> Dataset:
     """What a user's own function gives."""
     try:
         made = make()
-    except TypeError as error:
-        raise ValueError(f"data set {text_of(make)!r}: {error}") from error
+    except (Exception, SystemExit) as error:  # a stranger's function may raise anything
+        raise ValueError(f"data set {text_of(make)!r} cannot be used: {error or type(error).__name__}") from error
     if not isinstance(made, Dataset):
         raise ValueError(f"data set {text_of(make)!r} gives a {type(made).__name__}; allowed: vgjax.data.Dataset")
     return made

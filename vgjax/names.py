@@ -105,6 +105,8 @@ def resolve(kind: str, table: Mapping[str, Entry], named: str | Callable) -> Any
     except (TypeError, ArithmeticError) as error:
         problem = _without_function_name(error)
         raise ValueError(f"{kind} {named!r}: {problem}; allowed: {table[spec.name].summary}") from None
+    except ValueError as error:
+        raise ValueError(f"{kind}: {error}") from None
 
 
 def lookup(kind: str, table: Mapping[str, Entry], named: str) -> Spec:

@@ -19,6 +19,7 @@ LARGEST_SEED = 2**32 - 1
 MOST_SEEDS = 1_000_000
 _SEEDS = f"how many, or which, whole numbers to {LARGEST_SEED}, and at most {MOST_SEEDS} of them"
 HINTS = {"config": get_type_hints(Config), "hypers": get_type_hints(Hypers)}
+_REFUSED = r" \2 is not allowed"
 Made = TypeVar("Made")
 
 
@@ -208,6 +209,10 @@ def in_one_line(box: str) -> str:
     )
     if choice := re.fullmatch(r"invalid choice '(.*)' for argument '(.*)'. Expected one of (\(.*\))", what):
         return f"{choice[2]} {choice[1]!r} is not allowed; {nearest(choice[1], ast.literal_eval(choice[3]))}"
+    what = re.sub(
+        r": (invalid literal for int\(\) with base 10|could not convert string to float):? (.*)", _REFUSED, what
+    )
+    what = re.sub(r": (no type matching) .* could be instantiated from \[(.*?)\]\..*", _REFUSED, what)
     for hint in hints:
         if usage := re.match(r"Argument helptext: (-.*?\S) [A-Z]\w* [a-z]", hint):
             return f"{what}; allowed: {usage[1]}"
