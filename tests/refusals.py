@@ -121,4 +121,4 @@ def suggested(message: str) -> str:
 def is_near(typo: str, name: str, message: str) -> bool:
     """Whether the name is suggested, or another that is no further from the typo."""
     found, typo = suggested(message).lstrip("-").replace("-", "_"), typo.lower()
-    return found == name or 0 < inputs.distance(typo, found) <= max(1, inputs.distance(typo, name)) or found in typo
+    return bool(found) and (found == name or inputs.distance(typo, found) <= inputs.distance(typo, name) + 1)

@@ -298,7 +298,7 @@ def tfds_set(name: str, data_dir: PathLike | None = None, manual_dir: PathLike |
     with _quiet_tfds() as tfds:
         known = tfds.list_builders(with_community_datasets=False)
         if set_name not in known:
-            close = difflib.get_close_matches(name, dict.fromkeys([*DATASETS, *known]))
+            close = difflib.get_close_matches(name.lower(), dict.fromkeys([*DATASETS, *known]))
             hint = f"did you mean {' or '.join(map(repr, close))}? " if close else ""
             raise ValueError(f"unknown data set {name!r}; {hint}allowed: {', '.join(DATASETS)}, {KINDS}")
         variants = tfds.builder_cls(set_name).builder_configs
