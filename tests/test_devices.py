@@ -102,8 +102,8 @@ def test_a_lone_lane(backend, expected, monkeypatch):
 @pytest.mark.parametrize(
     ("shard", "lanes", "sizes", "n", "message"),
     [
-        ("lanes", 6, (16,), 4, "6 lanes do not divide into 4 devices; take a multiple of 4, or shard the batch"),
-        ("batch", 8, (18,), 4, "batches of 18 do not divide into 4 devices; take a multiple of 4, or shard lanes"),
+        ("lanes", 6, (16,), 4, "6 lanes do not divide into 4 devices; allowed: a multiple of 4, or shard the batch"),
+        ("batch", 8, (18,), 4, "batches of 18 do not divide into 4 devices; allowed: a multiple of 4, or shard lanes"),
         ("batch", 8, (16, 6), 4, "batches of 16 and 6 do not divide into 4 devices"),
         ("auto", 8, (16,), 9, "9 devices asked for; allowed: 1 to 8"),
         ("auto", 8, (16,), -1, "-1 devices asked for; allowed: 1 to 8"),

@@ -219,7 +219,7 @@ REFUSED = [
     ("product: {depth: [2]}", ["depth needs one width", "[512, 256, 128", "`width` too"]),
     ("hidden: []\nproduct: {depth: [2]}", ["depth needs one width", "hidden is empty"]),
     ("product: {sigma_w: {linspace: [1, 2, 1001]}, sigma_b: {linspace: [1, 2, 1001]}}", ["1002001", "1000000"]),
-    ("seeds: 99999999999999999999\nproduct: {bias: [true]}", ["99999999999999999999 points", "at most 1000000"]),
+    ("seeds: 99999999999999999999\nproduct: {bias: [true]}", ["seeds 99999999999999999999", "at most 1000000"]),
     ("product: {sigma_w: {arange: [0, 1, 1e-9]}}", ["sigma_w arange", "too many values", "at most 1000000"]),
     ("product: {sigma_w: {arange: [0, 1e300, 1e-300]}}", ["too many values"]),
     ("product: {sigma_w: {linspace: [0, 1, 1000000000000]}}", ["1000000000000", "a whole number from 1 to 1000000"]),
@@ -261,9 +261,9 @@ REFUSED = [
     ("hypers: [{}, {learning_rate: 1}]\nproduct: {depth: [1]}", ["hypers has 2 settings", "allowed: one", "`points`"]),
     ("seeds: 0\nproduct: {bias: [true]}", ["seeds 0 is not allowed", "how many, or which"]),
     ("seeds: [1, 1]\nproduct: {bias: [true]}", ["seeds (1, 1) is not allowed", "each once"]),
-    ("seeds: []\nproduct: {bias: [true]}", ["seeds () is not allowed"]),
-    ("seeds: [4294967296]\nproduct: {bias: [true]}", ["seeds (4294967296,) is not allowed", "4294967295"]),
-    ("seeds: [-1]\nproduct: {bias: [true]}", ["seeds (-1,) is not allowed"]),
+    ("seeds: []\nproduct: {bias: [true]}", ["seeds [] is not allowed"]),
+    ("seeds: [4294967296]\nproduct: {bias: [true]}", ["seeds [4294967296] is not allowed", "4294967295"]),
+    ("seeds: [-1]\nproduct: {bias: [true]}", ["seeds [-1] is not allowed"]),
     ("product: {depth: [1", ["damaged"]),
 ]
 

@@ -63,12 +63,14 @@ def check_sizes(dataset: Dataset, config: Config) -> None:
     """
     n = len(dataset.train_labels) - config.holdout
     if n < 1:
-        raise ValueError(f"holdout {config.holdout} leaves nothing of {len(dataset.train_labels)} training examples")
+        n = len(dataset.train_labels)
+        raise ValueError(f"holdout {config.holdout} leaves nothing of {n} training examples; allowed: 0 to {n - 1}")
     if n < config.batch_size and config.last_batch == "drop":
         raise ValueError(f"batch_size {config.batch_size} is more than the {n} training examples; allowed: 1 to {n}")
     n_validation = config.holdout or len(dataset.test_labels)
     if config.replicas > 1 and n_validation < config.batch_size:
-        raise ValueError(f"batch_size {config.batch_size} is more than the {n_validation} validation examples")
+        problem = f"batch_size {config.batch_size} is more than the {n_validation} validation examples of the replicas"
+        raise ValueError(f"{problem}; allowed: 1 to {n_validation}")
 
 
 def _scaling(inputs: np.ndarray, config: Config) -> tuple[np.ndarray, np.ndarray]:

@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 from vgjax.names import Entry, resolve
 
+MOST_RECORDS = 10_000_000
 Cadence = Callable[[int, int], list[int]]  # (steps per epoch, steps of the run) → steps
 
 
@@ -80,4 +81,6 @@ def steps_of(named: str | Cadence, per_epoch: int, total: int) -> list[int]:
 
 
 def _with_last(steps: range | set[int], total: int) -> list[int]:
+    if len(steps) > MOST_RECORDS:
+        raise ValueError(f"{len(steps)} records of one run are not allowed; allowed: at most {MOST_RECORDS}")
     return sorted({*steps, total - 1})

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import reprlib
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -10,8 +11,8 @@ import jax
 import jax.numpy as jnp
 
 from vgjax.activations import activation
-from vgjax.cadence import steps_of
-from vgjax.config import Config, Hypers
+from vgjax.cadence import CADENCES, steps_of
+from vgjax.config import LARGEST_FLOAT, Config, Hypers
 from vgjax.families import chosen, kept
 from vgjax.initializers import initializer, weight_variance
 from vgjax.names import resolve, text_of
@@ -26,6 +27,8 @@ def check_names(config: Config) -> None:
     Raises:
       ValueError: no such name, or a function of the user's own that raises or gives the wrong thing; in one line.
     """
+    if not isinstance(config, Config):
+        raise ValueError(f"config {reprlib.repr(config)} is not allowed; allowed: vgjax.Config")
     weights, bias = jax.ShapeDtypeStruct((3, 2), jnp.float32), jax.ShapeDtypeStruct((2,), jnp.float32)
     key = jax.eval_shape(jax.random.key, 0)
     phi = activation(config.activation)
@@ -34,7 +37,8 @@ def check_names(config: Config) -> None:
         init = initializer(named)
         _try("initializer", named, lambda key, init=init: init(key, weights.shape, weights.dtype), key, weights)
         if isinstance(named, str) and ":" not in named:  # a row: its formula takes the same arguments
-            attempt("initializer", named, partial(weight_variance, named, *weights.shape))
+            attempt("initializer", named, partial(_check_variance, named, *weights.shape))
+    resolve("cadence", CADENCES, config.cadence)
     steps = attempt("cadence", config.cadence, lambda: steps_of(config.cadence, STEPS, 2 * STEPS))
     if not isinstance(steps, list) or any(type(step) is not int for step in steps) or steps != sorted(set(steps)):
         raise ValueError(f"cadence {text_of(config.cadence)!r} gives {steps!r}; allowed: a list of ascending steps")
@@ -60,9 +64,17 @@ def _try(kind: str, named: Any, function: Callable[..., Any], given: Any, wanted
 def attempt(kind: str, named: Any, function: Callable[[], Any]) -> Any:
     try:
         return function()
-    except Exception as error:  # a stranger's function may raise anything
+    except (Exception, SystemExit) as error:  # a stranger's function may raise anything
         reason = next(iter(str(error).strip().splitlines()), "") or type(error).__name__
+        if ":" not in text_of(named) and "allowed:" not in reason:
+            reason += f"; allowed: see `vgjax list {kind}s`"
         raise ValueError(f"{kind} {text_of(named)!r} cannot be used: {reason}") from None
+
+
+def _check_variance(named: str, fan_in: int, fan_out: int) -> None:
+    variance = weight_variance(named, fan_in, fan_out)
+    if not 0 <= variance <= LARGEST_FLOAT**2:
+        raise ValueError(f"its weights have a variance of {variance}; allowed: 0 or more, to {LARGEST_FLOAT}²")
 
 
 def _shapes(tree: Any) -> Any:

@@ -107,7 +107,7 @@ def _config_file(argv: list[str]) -> Path | None:
     scan = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     scan.add_argument("--config-file", "--config_file", nargs="?", type=Path)
     scan.add_argument("--out", nargs="?", type=Path)
-    scan.add_argument("--resume", action="store_true")
+    scan.add_argument("--resume", nargs="?", const=True)  # what is given to it is for tyro to refuse
     known, _ = scan.parse_known_args(argv)
     if known.resume and known.out and not known.config_file and (known.out / "config.yaml").is_file():
         return known.out / "config.yaml"

@@ -22,6 +22,7 @@ from vgjax.names import text_of
 from vgjax.settings import Settings, parse_seeds
 
 FAILED = 1
+MOST_DRAWS = 100_000
 DEFAULTS = Settings()
 
 Folder = Annotated[Path | None, arg(metavar="DIR")]
@@ -225,8 +226,8 @@ class Predict:
         from vgjax.data import load
         from vgjax.show import print_prediction
 
-        if self.draws < 2:
-            raise ValueError(f"draws {self.draws} is not allowed; allowed: whole numbers from 2")
+        if not 2 <= self.draws <= MOST_DRAWS:
+            raise ValueError(f"draws {self.draws} is not allowed; allowed: whole numbers from 2 to {MOST_DRAWS}")
         check_hypers(self.hypers)
         check_names(self.config)
         dataset = load(self.config.dataset, self.data_dir, self.manual_dir)

@@ -6,8 +6,10 @@ This room needs nothing but the standard library, so that `vgjax --help` is quic
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+import reprlib
+from collections.abc import Callable, Iterable, Mapping, Set
 from dataclasses import dataclass
+from numbers import Integral, Real
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, get_args, get_origin, get_type_hints
 
 from vgjax.names import nearest
@@ -16,6 +18,17 @@ if TYPE_CHECKING:
     Named = str | Callable[..., Any]
 else:
     Named = str
+
+LARGEST = 2**31 - 1  # whole numbers are int32 on the device
+LARGEST_FLOAT = 3.4e38  # and others float32
+_ALLOWED = {
+    int: "a whole number",
+    float: "a number",
+    bool: "true or false",
+    str: "text",
+    tuple[int, ...]: "a list of whole numbers",
+    tuple[str, ...]: "a list of names",
+}
 
 
 class Hypers(NamedTuple):
@@ -101,46 +114,77 @@ class Config:
     """Of which layers: names or patterns like layer_[1-3] [names]."""
 
     def __post_init__(self) -> None:
-        for name in ("hidden", "record", "record_layers"):
-            object.__setattr__(self, name, tuple(getattr(self, name)))
+        for name, hint in get_type_hints(Config).items():
+            object.__setattr__(self, name, typed(name, getattr(self, name), hint))
         for name in ("holdout", "steps"):
             _check(name, getattr(self, name), 0)
         for name in ("batch_size", "replicas"):
             _check(name, getattr(self, name), 1)
         _check("epochs", self.epochs, 0)
         if self.epochs == 0 and self.steps == 0:
-            raise ValueError("epochs and steps are both 0: nothing to do")
+            raise ValueError("epochs and steps are both 0: nothing to do; allowed: 1 or more of one of them")
         for width in self.hidden:
             _check("hidden", width, 1)
-        for name, hint in get_type_hints(Config).items():
-            allowed = get_args(hint) if get_origin(hint) is Literal else None
-            if allowed and getattr(self, name) not in allowed:
-                raise ValueError(
-                    f"{name} {getattr(self, name)!r} is not allowed; {nearest(getattr(self, name), allowed)}"
-                )
         if self.batch_size % self.replicas:
-            raise ValueError(f"batch_size {self.batch_size} does not divide into {self.replicas} replicas")
+            problem = f"batch_size {self.batch_size} does not divide into {self.replicas} replicas"
+            raise ValueError(f"{problem}; allowed: a multiple of {self.replicas}")
         if self.replicas > 1 and self.last_batch == "keep":
             raise ValueError("last_batch 'keep' is not allowed with replicas; allowed: drop")
         if not 0 <= self.norm_momentum < 1:
             raise ValueError(f"norm_momentum {self.norm_momentum} is not allowed; allowed: 0 to below 1")
-        if not (math.isfinite(self.norm_epsilon) and self.norm_epsilon >= 0):
-            raise ValueError(f"norm_epsilon {self.norm_epsilon} is not allowed; allowed: 0 or more")
+        if not 0 <= self.norm_epsilon <= LARGEST_FLOAT:
+            raise ValueError(f"norm_epsilon {self.norm_epsilon} is not allowed; allowed: 0 or more, to {LARGEST_FLOAT}")
 
 
 def check_hypers(hypers: Hypers) -> None:
     """Refuse numbers that can mean nothing.
 
     Raises:
-      ValueError: a number is NaN, or negative where only 0 or more makes sense.
+      ValueError: no number, NaN, negative, or too large for float32 (where only a threshold may be infinite).
     """
+    if not isinstance(hypers, Hypers):
+        raise ValueError(f"hypers {reprlib.repr(hypers)} is not allowed; allowed: vgjax.Hypers")
     for name, value in hypers._asdict().items():
-        if not isinstance(value, int | float):
-            continue  # arrays and tracers: lanes of a grid
-        if math.isnan(value) or value < 0 or (math.isinf(value) and name != "clip_threshold"):
-            raise ValueError(f"{name} {value} is not allowed; allowed: 0 or more")
+        number, endless = typed(name, value, float), name == "clip_threshold"
+        if not 0 <= number <= LARGEST_FLOAT and not (endless and number == math.inf):
+            allowed = f"0 or more, to {LARGEST_FLOAT}{', or inf' if endless else ''}"
+            raise ValueError(f"{name} {value} is not allowed; allowed: {allowed}")
+
+
+def typed(name: str, value: Any, hint: Any) -> Any:
+    """A field's value as its type hint wants it: NumPy's numbers as Python's own, what is listed as a tuple.
+
+    Raises:
+      ValueError: the value is of another type, or not one of the choices.
+    """
+    kind, args = get_origin(hint) or hint, get_args(hint)
+    if kind is Literal:
+        if isinstance(value, str) and value in args:
+            return value
+        raise ValueError(f"{name} {reprlib.repr(value)} is not allowed; {nearest(value, args)}")
+    if kind is tuple:
+        listed = isinstance(value, Iterable) and not isinstance(value, str | bytes | Mapping | Set)
+        found = [_plain(one, args[0]) for one in value] if listed else [None]
+        if None not in found:
+            return tuple(found)
+    elif (plain := _plain(value, kind)) is not None:
+        return plain
+    raise ValueError(f"{name} {reprlib.repr(value)} is not allowed; allowed: {_ALLOWED[hint]}")
+
+
+def _plain(value: Any, kind: type) -> Any:
+    """As that type, None where it is another; a name may be a function."""
+    if kind is str:
+        return value if isinstance(value, str) or callable(value) else None
+    number = {int: Integral, float: Real}.get(kind, bool)
+    if not isinstance(value, number) or (isinstance(value, bool) and kind is not bool):
+        return None
+    try:
+        return kind(value)
+    except OverflowError:
+        return None
 
 
 def _check(name: str, value: int, least: int) -> None:
-    if not isinstance(value, int) or isinstance(value, bool) or value < least:
-        raise ValueError(f"{name} {value!r} is not allowed; allowed: whole numbers from {least}")
+    if not least <= value <= LARGEST:
+        raise ValueError(f"{name} {value} is not allowed; allowed: whole numbers from {least} to {LARGEST}")

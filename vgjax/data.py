@@ -128,7 +128,7 @@ def load(
     text = os.fspath(name)
     if text in DATASETS:
         return DATASETS[text].make(data_dir, manual_dir)
-    folder = Path(text).expanduser()
+    folder = Path(os.path.expanduser(text))
     if text and folder.is_dir():
         return idx_folder(folder)
     if ":" in text:
@@ -181,7 +181,7 @@ def ready(data_dir: PathLike | None = None) -> list[dict[str, Any]]:
 def default_data_dir() -> Path:
     """Where prepared data is kept: VGJAX_DATA_DIR, else TFDS_DATA_DIR, else vgjax in the user's cache folder."""
     given = os.environ.get("VGJAX_DATA_DIR") or os.environ.get("TFDS_DATA_DIR")
-    return Path(given or Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "vgjax").expanduser()
+    return Path(os.path.expanduser(given or Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "vgjax"))
 
 
 # Embedded
@@ -211,8 +211,8 @@ def _own(make: Callable[..., Dataset]) -> Dataset:
     """What a user's own function gives."""
     try:
         made = make()
-    except TypeError as error:
-        raise ValueError(f"data set {text_of(make)!r}: {error}") from error
+    except (Exception, SystemExit) as error:  # a stranger's function may raise anything
+        raise ValueError(f"data set {text_of(make)!r} cannot be used: {error or type(error).__name__}") from error
     if not isinstance(made, Dataset):
         raise ValueError(f"data set {text_of(make)!r} gives a {type(made).__name__}; allowed: vgjax.data.Dataset")
     return made
@@ -290,7 +290,7 @@ def tfds_set(name: str, data_dir: PathLike | None = None, manual_dir: PathLike |
         return Dataset(name, **arrays, classes=facts["classes"], shape=facts["shape"], source=facts["source"])
     root, (set_name, _, variant) = _cache(data_dir).parent, name.partition("/")
     given = manual_dir or os.environ.get("VGJAX_MANUAL_DIR")
-    manual = Path(given).expanduser() if given else None
+    manual = Path(os.path.expanduser(given)) if given else None
     if manual and not manual.is_dir():
         raise ValueError(f"no folder {str(manual)!r} to take original files from")
     if manual and (manual / set_name).is_dir():
@@ -298,7 +298,7 @@ def tfds_set(name: str, data_dir: PathLike | None = None, manual_dir: PathLike |
     with _quiet_tfds() as tfds:
         known = tfds.list_builders(with_community_datasets=False)
         if set_name not in known:
-            close = difflib.get_close_matches(name, dict.fromkeys([*DATASETS, *known]))
+            close = difflib.get_close_matches(name.lower(), dict.fromkeys([*DATASETS, *known]))
             hint = f"did you mean {' or '.join(map(repr, close))}? " if close else ""
             raise ValueError(f"unknown data set {name!r}; {hint}allowed: {', '.join(DATASETS)}, {KINDS}")
         variants = tfds.builder_cls(set_name).builder_configs
@@ -423,7 +423,7 @@ def _decode(tfds: Any, name: str, builder: Any) -> Dataset:
 
 
 def _cache(data_dir: PathLike | None) -> Path:
-    return Path(data_dir or default_data_dir()).expanduser() / "arrays"
+    return Path(os.path.expanduser(data_dir or default_data_dir()), "arrays")
 
 
 def _facts(dataset: Dataset) -> dict[str, Any]:

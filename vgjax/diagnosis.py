@@ -204,7 +204,7 @@ def critical_variance(activation: Any, depth: int) -> float:
 
 def _at_hand(config: Config, data_dir: str | Path | None) -> Dataset | None:
     """The run's data where no network is needed for them."""
-    name, cache = str(config.dataset), Path(data_dir or default_data_dir()).expanduser() / "arrays"
+    name, cache = str(config.dataset), Path(os.path.expanduser(data_dir or default_data_dir()), "arrays")
     if name in EMBEDDED or (cache / f"{name}.npz").is_file():
         try:
             return load(name, data_dir)

@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 from vgjax import settings
 from vgjax.config import Config, Hypers, check_hypers
 from vgjax.names import nearest, text_of
-from vgjax.settings import HINTS, LARGEST_SEED
+from vgjax.settings import HINTS
 
 AXES = ("product", "zip", "points")
 MOST_POINTS = 1_000_000
@@ -351,13 +351,10 @@ def _range(name: str, words: Mapping[str, Any]) -> list[float]:
 
 def _seeds(seeds: Any) -> int | tuple[int, ...]:
     """How many, or which, checked."""
-    if type(seeds) is int and seeds >= 1:
-        return seeds
-    which = tuple(seeds) if isinstance(seeds, list | tuple | range) else ()
-    if which and all(type(one) is int and 0 <= one <= LARGEST_SEED for one in which) and len(set(which)) == len(which):
-        return which
-    allowed = f"how many, or which, each once, whole numbers to {LARGEST_SEED}"
-    raise ValueError(f"seeds {reprlib.repr(seeds)} is not allowed; allowed: {allowed}")
+    which = settings.which_seeds(seeds)
+    if len(set(which)) < len(which):
+        raise ValueError(f"seeds {reprlib.repr(seeds)} is not allowed; allowed: how many, or which, each once")
+    return seeds if isinstance(seeds, int) else tuple(which)
 
 
 def _shown(coordinates: Step) -> str:

@@ -19,7 +19,7 @@ import xarray as xr
 from vgjax import batches, history, parallel, programs
 from vgjax.cadence import steps_of
 from vgjax.checks import check_names
-from vgjax.config import Config, Hypers, check_hypers
+from vgjax.config import LARGEST, Config, Hypers, check_hypers, typed
 from vgjax.data import Dataset, load
 from vgjax.divergence import NOWHERE, describe
 from vgjax.environment import environment
@@ -29,10 +29,11 @@ from vgjax.layers import weight_groups
 from vgjax.model import Variables, is_elastic, of_depth
 from vgjax.names import text_of
 from vgjax.records import Which
-from vgjax.settings import as_plain
+from vgjax.settings import as_plain, which_seeds
 from vgjax.train import Lane, Plan, Program, Shared, State
 
 DEFAULTS = Hypers()
+MOST_EPOCHS = 10_000_000
 
 
 class Result(NamedTuple):
@@ -101,15 +102,14 @@ def run(
       >>> result.history["gradient_rms"].dims
       ('lane', 'record', 'layer')
     """
-    settings = [hypers] if isinstance(hypers, Hypers) else list(hypers)
-    seeds = list(range(seeds)) if isinstance(seeds, int) else list(seeds)
-    if not settings or not seeds:
-        raise ValueError("no lanes: at least one setting of the hypers and one seed are needed")
-    for seed in seeds:
-        if not 0 <= seed < 2**32:
-            raise ValueError(f"seed {seed} is not allowed; allowed: 0 to {2**32 - 1}")
+    one = isinstance(hypers, Hypers) or not isinstance(hypers, Sequence)
+    settings: list[Any] = [hypers] if one else list(hypers)
+    if not settings:
+        raise ValueError("no lanes; allowed: at least one setting of the hypers")
     for setting in settings:
         check_hypers(setting)
+    seeds = which_seeds(seeds)
+    typed("tensorboard", tensorboard, Which)
     if paired and len(settings) != len(seeds):
         raise ValueError(f"{len(settings)} hypers and {len(seeds)} seeds are no pairs; allowed: as many of both")
     check_names(config)
@@ -295,8 +295,11 @@ def plan(config: Config, steps_per_epoch: int, total_steps: int) -> list[Chunk]:
     """Cut the run into chunks that end with their epoch, and say which steps are instrumented.
 
     Raises:
-      ValueError: the cadence names no step of the run.
+      ValueError: the cadence names no step of the run, or there are more steps than an int32 can count.
     """
+    if total_steps > LARGEST or total_steps > MOST_EPOCHS * steps_per_epoch:
+        allowed = f"at most {LARGEST} steps, in {MOST_EPOCHS} epochs"
+        raise ValueError(f"steps {total_steps} of {steps_per_epoch} an epoch are not allowed; allowed: {allowed}")
     recorded = steps_of(config.cadence, steps_per_epoch, total_steps)
     if not recorded or not 0 <= recorded[0] <= recorded[-1] < total_steps:
         raise ValueError(

@@ -10,9 +10,12 @@ from __future__ import annotations
 import ast
 import difflib
 import importlib
+import math
 import os
 import re
+import reprlib
 import sys
+import warnings
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -45,7 +48,8 @@ def parse(text: str) -> Spec:
       ValueError: the text is not a name with literal arguments.
     """
     try:
-        node = ast.parse(re.sub(r"=\s*in\b", "='in'", text.strip()), mode="eval").body  # `in` is Python's own word
+        with warnings.catch_warnings(action="error"):  # "\\d" and "1if", which Python takes with a warning
+            node = ast.parse(re.sub(r"=\s*in\b", "='in'", text.strip()), mode="eval").body  # `in` is Python's own word
         if isinstance(node, ast.Name):
             return Spec(node.id, (), {})
         if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and all(k.arg for k in node.keywords):
@@ -53,12 +57,15 @@ def parse(text: str) -> Spec:
             return Spec(node.func.id, args, {str(k.arg): _literal(k.value) for k in node.keywords})
     except (SyntaxError, ValueError, RecursionError, MemoryError):
         pass
-    raise ValueError(f"cannot read {text!r}: write a name, name(arguments) or module:function")
+    raise ValueError(f"cannot read {reprlib.repr(text)}; allowed: a name, name(arguments) or module:function")
 
 
 def _literal(node: ast.expr) -> Any:
     """A literal argument; a bare word counts as a string, so that ``xavier(factor_type=in)`` need no quotes."""
-    return node.id if isinstance(node, ast.Name) else ast.literal_eval(node)
+    found = node.id if isinstance(node, ast.Name) else ast.literal_eval(node)
+    if isinstance(found, float) and not math.isfinite(found):
+        raise ValueError("1e400 is no number")
+    return found
 
 
 MOST_NAMES = 50  # more would bury the hint
@@ -67,9 +74,12 @@ MOST_NAMES = 50  # more would bury the hint
 def nearest(name: object, allowed: Iterable[str]) -> str:
     """The end of an error message: the nearest allowed name, and all of them."""
     names = list(allowed)
-    close = difflib.get_close_matches(str(name), names, n=1, cutoff=0.5)
-    hint = f"did you mean {close[0]!r}? " if close else ""
-    return f"{hint}allowed: {', '.join(names)}" if len(names) <= MOST_NAMES else hint.strip() or f"{len(names)} others"
+    lower = {name.lower(): name for name in names}
+    close = difflib.get_close_matches(str(name).strip().lower(), lower, n=1, cutoff=0.5)
+    hint = f"did you mean {lower[close[0]]!r}? " if close else ""
+    if len(names) <= MOST_NAMES:
+        return f"{hint}allowed: {', '.join(names)}"
+    return hint.strip() or f"allowed: {len(names)} others"
 
 
 def resolve(kind: str, table: Mapping[str, Entry], named: str | Callable) -> Any:
@@ -85,18 +95,26 @@ def resolve(kind: str, table: Mapping[str, Entry], named: str | Callable) -> Any
     """
     if callable(named):
         return named
+    if not isinstance(named, str):
+        raise ValueError(f"{kind} {reprlib.repr(named)} is not allowed; {nearest(named, table)}, or module:function")
     if ":" in named:
         return import_function(kind, named)
     spec = lookup(kind, table, named)
     try:
         return table[spec.name].make(*spec.args, **spec.kwargs)
-    except TypeError as error:
-        raise ValueError(f"{kind} {named!r}: {_without_function_name(error)}") from None
+    except (TypeError, ArithmeticError) as error:
+        problem = _without_function_name(error)
+        raise ValueError(f"{kind} {named!r}: {problem}; allowed: {table[spec.name].summary}") from None
+    except ValueError as error:
+        raise ValueError(f"{kind}: {error}") from None
 
 
 def lookup(kind: str, table: Mapping[str, Entry], named: str) -> Spec:
     """The parsed name, once it is known to be in the table."""
-    spec = parse(named)
+    try:
+        spec = parse(named)
+    except ValueError as error:
+        raise ValueError(f"{kind}: {error}; {nearest(named, table)}") from None
     if spec.name not in table:
         raise ValueError(f"unknown {kind} {spec.name!r}; {nearest(spec.name, table)}, or module:function")
     return spec
@@ -109,7 +127,7 @@ def import_function(kind: str, path: str) -> Callable:
         sys.path.append(os.getcwd())
     try:
         found = importlib.import_module(module_name)
-    except Exception as error:  # a stranger's module may raise anything at import
+    except (Exception, SystemExit) as error:  # a stranger's module may raise anything at import
         raise ValueError(f"{kind} {path!r}: cannot import {module_name!r} ({error})") from None
     for part in attribute.split("."):
         if not hasattr(found, part):
@@ -126,5 +144,5 @@ def text_of(named: str | Callable) -> str:
     return named if isinstance(named, str) else f"{named.__module__}:{getattr(named, '__qualname__', repr(named))}"
 
 
-def _without_function_name(error: TypeError) -> str:
+def _without_function_name(error: Exception) -> str:
     return str(error).split("() ", 1)[-1]

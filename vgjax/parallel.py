@@ -18,6 +18,8 @@ import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import NamedSharding, PartitionSpec
 
+from vgjax.config import typed
+
 AXIS = "device"
 T = TypeVar("T")
 
@@ -61,9 +63,10 @@ def layout(shard: Sharding, n_lanes: int, batch_sizes: tuple[int, ...], n_device
     Raises:
       ValueError: the lanes or the batch do not divide into the devices.
     """
+    typed("shard", shard, Sharding)
     processes = jax.process_count()
     available = len(jax.local_devices()) * processes
-    n = available if n_devices is None else n_devices
+    n = available if n_devices is None else typed("devices", n_devices, int)
     if not 1 <= n <= available or n % processes:
         each = f", a multiple of the {processes} processes" if processes > 1 else ""
         raise ValueError(f"{n} devices asked for; allowed: {processes} to {available}{each}")
@@ -78,10 +81,14 @@ def layout(shard: Sharding, n_lanes: int, batch_sizes: tuple[int, ...], n_device
         if most:
             return Layout(most, "lanes")
     if shard != "batch" and not lanes_divide:
-        raise ValueError(f"{n_lanes} lanes do not divide into {n} devices; take a multiple of {n}, or shard the batch")
+        raise ValueError(
+            f"{n_lanes} lanes do not divide into {n} devices; allowed: a multiple of {n}, or shard the batch"
+        )
     if shard == "batch" and not batch_divides:
         sizes = " and ".join(map(str, batch_sizes))
-        raise ValueError(f"batches of {sizes} do not divide into {n} devices; take a multiple of {n}, or shard lanes")
+        raise ValueError(
+            f"batches of {sizes} do not divide into {n} devices; allowed: a multiple of {n}, or shard lanes"
+        )
     return Layout(n, "batch" if shard == "batch" else "lanes")
 
 

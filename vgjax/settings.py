@@ -3,26 +3,23 @@
 from __future__ import annotations
 
 import ast
+import contextlib
 import re
 import reprlib
 import tomllib
 from collections.abc import Callable, Mapping, Sequence
+from numbers import Integral
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar, get_args, get_origin, get_type_hints
+from typing import Any, NamedTuple, TypeVar, get_type_hints
 
-from vgjax.config import Config, Hypers
+from vgjax.config import Config, Hypers, check_hypers, typed
 from vgjax.names import nearest, text_of
 
 LARGEST_SEED = 2**32 - 1
+MOST_SEEDS = 1_000_000
+_SEEDS = f"how many, or which, whole numbers to {LARGEST_SEED}, and at most {MOST_SEEDS} of them"
 HINTS = {"config": get_type_hints(Config), "hypers": get_type_hints(Hypers)}
-_ALLOWED = {
-    int: "a whole number",
-    float: "a number",
-    bool: "true or false",
-    str: "text",
-    tuple[int, ...]: "a list of whole numbers",
-    tuple[str, ...]: "a list of names",
-}
+_REFUSED = r" \2 is not allowed"
 Made = TypeVar("Made")
 
 
@@ -76,14 +73,18 @@ def settings_from(content: Any, also: tuple[str, ...] = ()) -> Settings:
     config = _section(content, "config")
     hypers = content.pop("hypers", [])
     settings = [_checked(h, "hypers") for h in (hypers if isinstance(hypers, list) else [hypers])] or [{}]
-    seeds = _seeds(content.pop("seeds", 1))
+    seeds = content.pop("seeds", 1)
+    which_seeds(seeds)
     for name in ("data", "lanes", "deepest", "variables"):  # how it was run
         content.pop(name, None)
     paired = converted("paired", content.pop("paired", False), bool)
     flat = {name: content.pop(name) for name in list(content) if name in HINTS["hypers"]}
-    config |= _checked(content, "config", also=(*Hypers._fields, "seeds", *also))
+    config |= _checked(content, "config", also=(*Hypers._fields, "seeds", "config", "hypers", *also))
     flat = _checked(flat, "hypers")
-    return Settings(Config(**config), tuple(Hypers(**(one | flat)) for one in settings), seeds, paired)
+    found = tuple(Hypers(**(one | flat)) for one in settings)
+    for setting in found:
+        check_hypers(setting)
+    return Settings(Config(**config), found, seeds if isinstance(seeds, int) else tuple(seeds), paired)
 
 
 def as_plain(config: Config, hypers: Sequence[Hypers], seeds: Sequence[int], data: str) -> dict[str, Any]:
@@ -108,7 +109,7 @@ def plain_of(fields: Mapping[str, Any]) -> dict[str, Any]:
 def _parse(path: Path) -> Any:
     """The file's content as plain data; nothing in it is executed."""
     if path.suffix == ".toml":
-        return tomllib.loads(path.read_text(encoding="utf-8"))
+        return tomllib.loads(path.read_text(encoding="utf-8-sig"))
     if path.suffix not in (".yaml", ".yml"):
         raise ValueError(f"cannot read a {path.suffix or 'file without suffix'}; allowed: .yaml, .yml, .toml")
     import yaml
@@ -123,7 +124,7 @@ def _parse(path: Path) -> Any:
             return super().construct_mapping(node, deep)
 
     try:
-        return yaml.load(path.read_text(encoding="utf-8"), Strict)
+        return yaml.load(path.read_text(encoding="utf-8-sig"), Strict)
     except yaml.YAMLError as error:
         raise ValueError(f"damaged: {' '.join(str(error).split())}") from None
 
@@ -149,25 +150,30 @@ def converted(name: str, value: Any, hint: Any) -> Any:
     Raises:
       ValueError: the value is of another type.
     """
-    kind = str if get_args(hint) and get_origin(hint) is not tuple else get_origin(hint) or hint
-    if kind is float and isinstance(value, int | str) and not isinstance(value, bool):
-        try:
-            return float(value)  # YAML takes 1e-3 for a text
-        except (ValueError, OverflowError):
-            pass
-    elif kind is tuple and isinstance(value, list) and all(type(one) is get_args(hint)[0] for one in value):
-        return tuple(value)
-    elif type(value) is kind:
-        return value
-    raise ValueError(
-        f"{name} {reprlib.repr(value)} is not allowed; allowed: {_ALLOWED[hint if kind is tuple else kind]}"
-    )
+    if hint is float and isinstance(value, str):
+        with contextlib.suppress(ValueError):
+            value = float(value)  # YAML takes 1e-3 for a text
+    return typed(name, value, hint)
 
 
-def _seeds(value: Any) -> int | tuple[int, ...]:
-    if type(value) is int:
-        return value
-    return converted("seeds", value, tuple[int, ...])
+def which_seeds(seeds: Any) -> list[int]:
+    """Which seeds those are: 0, 1 … where they are how many.
+
+    >>> which_seeds(2), which_seeds([7, 3])
+    ([0, 1], [7, 3])
+
+    Raises:
+      ValueError: none, too many, or a seed that is none.
+    """
+    which: list[int] = []
+    if isinstance(seeds, Integral) and not isinstance(seeds, bool):
+        which = list(range(int(seeds))) if seeds <= MOST_SEEDS else []
+    else:
+        with contextlib.suppress(ValueError):
+            which = list(typed("seeds", seeds, tuple[int, ...]))
+    if not which or not all(0 <= seed <= LARGEST_SEED for seed in which):
+        raise ValueError(f"seeds {reprlib.repr(seeds)} is not allowed; allowed: {_SEEDS}")
+    return which
 
 
 def parse_seeds(words: Sequence[str]) -> int | tuple[int, ...]:
@@ -178,10 +184,12 @@ def parse_seeds(words: Sequence[str]) -> int | tuple[int, ...]:
     """
     text = " ".join(words)
     parts = text.replace(",", " ").split()
-    if not parts or not all(part.isdecimal() and int(part) <= LARGEST_SEED for part in parts) or text == "0":
-        raise ValueError(f"seeds {text!r} is not allowed; allowed: how many, or which, whole numbers to {LARGEST_SEED}")
-    which = tuple(map(int, parts))
-    return which[0] if len(which) == 1 and "," not in text else which
+    which = tuple(int(part) if part.isdecimal() and len(part) < 20 else -1 for part in parts)
+    found = which[0] if len(which) == 1 and "," not in text else which
+    with contextlib.suppress(ValueError):
+        which_seeds(found)
+        return found
+    raise ValueError(f"seeds {reprlib.repr(text)} is not allowed; allowed: {_SEEDS}")
 
 
 def seeds_as_words(seeds: int | tuple[int, ...]) -> tuple[str, ...]:
@@ -201,6 +209,10 @@ def in_one_line(box: str) -> str:
     )
     if choice := re.fullmatch(r"invalid choice '(.*)' for argument '(.*)'. Expected one of (\(.*\))", what):
         return f"{choice[2]} {choice[1]!r} is not allowed; {nearest(choice[1], ast.literal_eval(choice[3]))}"
+    what = re.sub(
+        r": (invalid literal for int\(\) with base 10|could not convert string to float):? (.*)", _REFUSED, what
+    )
+    what = re.sub(r": (no type matching) .* could be instantiated from \[(.*?)\]\..*", _REFUSED, what)
     for hint in hints:
         if usage := re.match(r"Argument helptext: (-.*?\S) [A-Z]\w* [a-z]", hint):
             return f"{what}; allowed: {usage[1]}"
