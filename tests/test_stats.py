@@ -78,7 +78,7 @@ def test_the_largest_numbers_are_not_taken_for_zero(largest):
     "planted", [[0.0], [np.inf], [-np.inf], [np.inf, -np.inf], [np.nan], [np.nan, np.inf]], ids=str
 )
 def test_zeros_infinities_and_nan(planted):
-    """As NumPy has them: Inf makes norms Inf and the deviation NaN, NaN all NaN; of an all-zero layer log₁₀ is −Inf, shares NaN."""
+    """As NumPy has them: Inf makes norms Inf and the deviation NaN, NaN all NaN; of zeros log₁₀ is −Inf."""
     g = np.ones((4, 3), np.float32) * (0 if planted == [0.0] else 1)
     g.flat[: len(planted)] = planted
     want, have = expected(g), found(g)
