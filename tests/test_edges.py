@@ -1,4 +1,4 @@
-"""Numbers at the edge, end to end: what is right there, what is undefined and said to be, and nothing else on stderr."""
+"""Numbers at the edge, end to end: what is right there, what is undefined and said so, and nothing else on stderr."""
 
 from __future__ import annotations
 
@@ -86,7 +86,7 @@ def test_a_run_at_every_magnitude(size):
 
 
 def test_undefined_is_nan_and_said_so(tmp_path, capsys):
-    """Weights of 0: cosines, ratios and shares of nothing are NaN on disk, and "undefined" where a number would stand."""
+    """Weights of 0: cosines, ratios and shares of nothing are NaN on disk, and "undefined" in words."""
     folder = tmp_path / "run"
     hypers = Hypers(sigma_w=0.0)
     history = vgjax.run(LINEAR, hypers, 2, dataset=small.dataset(), folder=folder, tensorboard="none").history
@@ -99,7 +99,7 @@ def test_undefined_is_nan_and_said_so(tmp_path, capsys):
     print_run(history, folder, False)
     print_signals(signals)
     out = capsys.readouterr().out
-    assert "decay       undefined decades" in out and "predicted undefined" in out and "nan" not in out
+    assert "decay       undefined decades" in out and "predicted undefined" in out and " nan" not in out
     assert figures.write_signal(tmp_path / "signal", signals, analysis.SIGNALS).stat().st_size > 10_000
     assert np.isnan(analysis.layer_ratio(history)).all() and np.isnan(analysis.layer_spread(history)).all()
     assert vgjax.diagnose(history, small.dataset()).findings[0].rule == "constant"
@@ -129,7 +129,7 @@ def test_dead_is_not_said_of_nan():
 
 @pytest.mark.parametrize(("size", "threshold", "share"), [(1e30, 1.0, 1), (1.0, 1.0, 0), (1.0, 0.0, 1)])
 def test_clipping_that_makes_zeros_is_reported(size, threshold, share, capsys):
-    """A norm beyond float32 makes zeros of all that is divided by it: in the history, the last lines, the diagnosis."""
+    """A norm beyond float32 makes zeros of what is divided by it: the history, the lines and the diagnosis say so."""
     data = scaled(size)
     history = vgjax.run(CLIPPED, Hypers(0.1, clip_threshold=threshold), dataset=data).history
     assert (history["clipped_to_zero"] == share).all() and (history["first_bad_step"] < 0).all()
@@ -144,7 +144,7 @@ def test_clipping_that_makes_zeros_is_reported(size, threshold, share, capsys):
 
 
 def test_losses_near_the_end_of_float32():
-    """A mean whose sum would overflow is right; a loss that is beyond float32, with finite logits, is said to be bad."""
+    """A mean whose sum would overflow is right; a loss beyond float32, with finite logits, is said to be bad."""
     result = vgjax.run(LINEAR, STILL, dataset=small.dataset())
     params, data = start_of(result), small.dataset()
     n = 3 * small.BATCH
@@ -237,7 +237,7 @@ def test_data_that_are_not_numbers():
     """Refused by name: which split, how many, and where the first one is."""
     inputs = small.dataset().train_inputs.copy()
     inputs[3, 2], inputs[7, 1] = np.nan, np.inf
-    with pytest.raises(ValueError, match="'small': its train split has 2 of 280 inputs .* first in example 3$"):
+    with pytest.raises(ValueError, match=r"'small': its train split has 2 of 280 inputs .* first in example 3$"):
         dataclasses.replace(small.dataset(), train_inputs=inputs)
     assert empty_classes(empty()) == [3, 4] and empty_classes(small.dataset()) == []
 
