@@ -147,11 +147,13 @@ def test_losses_near_the_end_of_float32():
     """A mean whose sum would overflow is right; a loss beyond float32, with finite logits, is said to be bad."""
     result = vgjax.run(LINEAR, STILL, dataset=small.dataset())
     params, data = start_of(result), small.dataset()
+    up = params["layer_4"]["kernel"][:, 0]
+    params["layer_4"]["kernel"] = np.stack([up, -up, 0 * up], axis=1)  # a gap is up to twice a logit
     n = 3 * small.BATCH
     x, y = data.train_inputs[:n].astype(np.float64), data.train_labels[:n]
     logits = reference.network(params, x, activation="linear")[0]
     gaps = logits.max(1) - logits[np.arange(n), y]
-    for most, is_bad in ((3e37, False), (6e38, True)):
+    for most, is_bad in ((3e37, False), (5e38, True)):
         factor = most / gaps.max()
         assert np.abs(logits).max() * factor < 3.4e38
         kernels = {k: dict(v) for k, v in params.items()}
@@ -172,7 +174,7 @@ def test_equal_examples_have_no_noise():
     data = small.dataset()
     same = {f"{split}_inputs": 0 * getattr(data, f"{split}_inputs") + np.float32(0.7) for split in SPLITS}
     same |= {f"{split}_labels": 0 * getattr(data, f"{split}_labels") for split in SPLITS}
-    history = vgjax.run(LINEAR, Hypers(0.1), 8, dataset=dataclasses.replace(data, **same)).history
+    history = vgjax.run(LINEAR, Hypers(0.1), 2, dataset=dataclasses.replace(data, **same)).history
     assert (history["gradient_signal_to_noise"] > 1e4).all()
 
 
