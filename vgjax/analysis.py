@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from typing import NamedTuple
 
 import numpy as np
@@ -32,14 +33,16 @@ class Estimate(NamedTuple):
 
 
 def estimate(values: np.ndarray, confidence: float = 0.95) -> Estimate:
-    """Mean and Student-t interval, 95 % by default, of independent values (NaN interval for a single one).
+    """Mean and Student-t interval, 95 % by default, of independent values.
+
+    The interval is NaN, undefined, for a single value, and where the mean is not finite.
 
     >>> estimate(np.array([1.0, 2.0, 3.0])).value
     2.0
     """
     values = np.asarray(values, np.float64)
     mean, n = float(values.mean()), len(values)
-    if n < 2:
+    if n < 2 or not math.isfinite(mean):
         return Estimate(mean, float("nan"), float("nan"), n)
     half = float(scipy_stats.t.ppf((1 + confidence) / 2, n - 1) * values.std(ddof=1) / np.sqrt(n))
     return Estimate(mean, mean - half, mean + half, n)
@@ -48,12 +51,13 @@ def estimate(values: np.ndarray, confidence: float = 0.95) -> Estimate:
 def interval(values: xr.DataArray, along: str = "seed") -> xr.Dataset:
     """`estimate` along one dimension, elsewhere element by element: mean, low and high."""
     n, mean = values.sizes[along], values.mean(along)
-    half = scipy_stats.t.ppf(0.975, n - 1) * values.std(along, ddof=1) / np.sqrt(n) if n > 1 else np.nan
-    return xr.Dataset({"mean": mean, "low": mean - half, "high": mean + half})
+    with np.errstate(invalid="ignore"):  # a mean that is not finite
+        half = scipy_stats.t.ppf(0.975, n - 1) * values.std(along, ddof=1) / np.sqrt(n) if n > 1 else np.nan
+        return xr.Dataset({"mean": mean, "low": mean - half, "high": mean + half})
 
 
 def geometric_estimate(values: np.ndarray) -> Estimate:
-    """As `estimate`, of the logarithms: for gradients, which spread over magnitudes; zeros give NaN."""
+    """As `estimate`, of the logarithms: for gradients, which spread over magnitudes; with zeros 0, its interval NaN."""
     with np.errstate(divide="ignore", invalid="ignore"):
         logs = np.log(np.asarray(values, np.float64))
         mean = estimate(logs)
@@ -68,15 +72,21 @@ def by_seed(values: xr.DataArray) -> xr.DataArray:
 def layer_ratio(history: xr.Dataset, record: int = 0, last_hidden: bool = True) -> xr.DataArray:
     """RMS of the first layer's weight gradient over that of the last hidden layer's, per lane.
 
-    The output layer is left out by default: its gradient has passed no activation.
+    The output layer is left out by default: its gradient has passed no activation. NaN where both have vanished.
     """
-    rms = history["gradient_log10_rms"].isel(record=record)
-    return 10 ** (rms.isel(layer=0) - rms.isel(layer=-2 if last_hidden else -1))
+    rms = history["gradient_log10_rms"].isel(record=record).astype(np.float64)
+    with np.errstate(invalid="ignore"):
+        return 10 ** (rms.isel(layer=0) - rms.isel(layer=-2 if last_hidden else -1))
 
 
 def layer_spread(history: xr.Dataset, record: int = 0) -> xr.DataArray:
-    """Standard deviation over the hidden layers of log₁₀ RMS of the weight gradient, per lane [decades]."""
-    return history["gradient_log10_rms"].isel(record=record, layer=slice(None, -1)).std("layer")
+    """Standard deviation over the hidden layers of log₁₀ RMS of the weight gradient, per lane [decades].
+
+    NaN where the gradient of a layer is 0 or not finite.
+    """
+    logs = history["gradient_log10_rms"].isel(record=record, layer=slice(None, -1)).astype(np.float64)
+    with np.errstate(invalid="ignore"):
+        return logs.std("layer", skipna=False)
 
 
 def magnitude_histogram(history: xr.Dataset, name: str) -> xr.DataArray:
@@ -160,7 +170,7 @@ def decay(rms: xr.DataArray) -> xr.DataArray:
     place = xr.DataArray(np.arange(hidden.sizes["layer"]) - (hidden.sizes["layer"] - 1) / 2, dims="layer")
     with np.errstate(divide="ignore", invalid="ignore"):
         logs = np.log10(hidden)
-        return (place * logs).sum("layer", skipna=False) / np.square(place).sum()
+        return (place * xr.where(np.isfinite(logs), logs, np.nan)).sum("layer", skipna=False) / np.square(place).sum()
 
 
 def root_mean_squares(data: xr.Dataset) -> xr.Dataset:
@@ -187,13 +197,14 @@ def band(predicted: xr.Dataset) -> xr.Dataset:
     """
     quantiles = {"": 0.5, "_low": 0.025, "_high": 0.975}
     values = {"predicted": predicted.to_dataarray("signal"), "predicted_decay": decay(predicted["delta_rms"])}
-    return xr.Dataset(
-        {
-            f"{name}{end}": value.quantile(q, "draw", skipna=False).drop_vars("quantile")
-            for name, value in values.items()
-            for end, q in quantiles.items()
-        }
-    )
+    with np.errstate(invalid="ignore"):  # between draws beyond float64
+        return xr.Dataset(
+            {
+                f"{name}{end}": value.quantile(q, "draw", skipna=False).drop_vars("quantile")
+                for name, value in values.items()
+                for end, q in quantiles.items()
+            }
+        )
 
 
 def compared(history: xr.Dataset, predicted: xr.Dataset) -> xr.Dataset:
@@ -211,9 +222,9 @@ def compared(history: xr.Dataset, predicted: xr.Dataset) -> xr.Dataset:
     rms = root_mean_squares(history)
     if not rms:
         raise ValueError("nothing was recorded that is predicted; allowed: record norms, deltas or activations")
-    with np.errstate(divide="ignore"):
+    with np.errstate(divide="ignore", invalid="ignore"):
         logs = xr.ufuncs.log(rms.to_dataarray("signal"))
-    found = {"measured": logs.mean("lane"), "measured_low": logs.min("lane"), "measured_high": logs.max("lane")}
+        found = {"measured": logs.mean("lane"), "measured_low": logs.min("lane"), "measured_high": logs.max("lane")}
     side_by_side = xr.Dataset({name: np.exp(values) for name, values in found.items()})
     if "delta_rms" in rms and rms.sizes["layer"] == predicted.sizes["layer"]:
         each = [estimate(values) for values in by_seed(decay(rms["delta_rms"])).transpose("record", "seed").values]

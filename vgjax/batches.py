@@ -78,7 +78,8 @@ def _scaling(inputs: np.ndarray, config: Config) -> tuple[np.ndarray, np.ndarray
     how = config.scaling if config.scaling != "auto" else ("1/255" if is_bytes else "none")
     if how == "standardised":
         mean, std = inputs.mean(0, dtype=np.float64), inputs.std(0, dtype=np.float64)
-        return mean.astype(np.float32), (1 / np.where(std > 0, std, 1)).astype(np.float32)
+        varies = std >= np.finfo(np.float32).tiny  # devices make zeros of what is smaller
+        return mean.astype(np.float32), (1 / np.where(varies, std, 1)).astype(np.float32)
     if how != "none" and not is_bytes:
         raise ValueError(f"scaling {how!r} is for bytes, and {config.dataset} has numbers; allowed: none, standardised")
     factor = {"none": 1.0, "1/255": 1 / 255, "1/256": 1 / 256}[how]

@@ -17,10 +17,12 @@ from vgjax.families import chosen, kept
 from vgjax.initializers import initializer, weight_variance
 from vgjax.names import resolve, text_of
 from vgjax.optim import OPTIMIZERS, SCHEDULES, make_optimizer
+from vgjax.parallel import in_float32
 
 STEPS = 10
 
 
+@in_float32
 def check_names(config: Config) -> None:
     """Resolve every name of a config but the data set's, and try what it stands for, without computing anything.
 

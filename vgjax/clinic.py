@@ -30,6 +30,7 @@ from vgjax.draws import SHAPES, Draws, Spectrum
 from vgjax.environment import environment
 from vgjax.initializers import INITIALIZERS, Initializer
 from vgjax.names import text_of
+from vgjax.parallel import in_float32
 from vgjax.report import as_json, write_html
 from vgjax.trials import N_SEEDS, Phase, Place
 from vgjax.verdicts import Verdict
@@ -63,6 +64,7 @@ class Report:
     """Every number, those of the figures included."""
 
 
+@in_float32
 def examine_initializer(
     named: str | Initializer, activations: Sequence[str | Activation] = ACTIVATIONS, note: Note = lambda _: None
 ) -> Report:
@@ -128,6 +130,7 @@ def examine_initializer(
     )
 
 
+@in_float32
 def examine_activation(named: str | Activation, note: Note = lambda _: None) -> Report:
     """Examine an activation: critical line and gain, χ₁ under common initializers, slope, kinks, signals over depth.
 

@@ -70,7 +70,7 @@ class Train:
         _cores_are_devices()
         from vgjax import analysis, figures, parallel
         from vgjax.checks import check_names
-        from vgjax.data import load
+        from vgjax.data import empty_classes, load
         from vgjax.loop import run
         from vgjax.machines import joined
         from vgjax.show import ProgressBar, print_run, print_signals
@@ -98,6 +98,9 @@ class Train:
         if not parallel.is_first():
             return
         print_run(result.history, folder, self.tensorboard != "none")
+        if empty := empty_classes(dataset, self.config.holdout):
+            several = f"{len(empty)} of {dataset.classes} have" if len(empty) > 1 else f"1 of {dataset.classes} has"
+            print(f"classes     {several} no training example: {', '.join(map(str, empty))}")
         if analysis.root_mean_squares(result.history):
             print_signals(signals := analysis.signals(result.history, dataset))
             print(f"figure      {figures.write_signal(folder / 'signal', signals, analysis.SIGNALS)}")
@@ -185,6 +188,9 @@ class Sweep:
         print_best(maps.best(history), "validation_accuracy")
         if diverged := int((history["first_bad_step"] >= 0).sum()):
             print(f"diverged    {diverged} of {history.sizes['lane']} lanes: first_bad_step in {folder / 'lanes.csv'}")
+        if zeroed := int((history["clipped_to_zero"] > 0).any("evaluation").sum()):
+            lines = folder / "evaluations.csv"
+            print(f"clipped     {zeroed} of {history.sizes['lane']} lanes to zeros: clipped_to_zero in {lines}")
         print(f"history     {folder / 'history.nc'}\nstatistics  {folder / 'statistics.csv'}")
         for spec in self.plot:
             name = folder / _plain(spec)

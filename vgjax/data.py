@@ -76,10 +76,22 @@ class Dataset:
                 problem = f"inputs {inputs.shape} and labels {labels.shape}; allowed: (N, {features}) and (N,), N > 0"
             elif labels.min() < 0 or labels.max() >= self.classes:
                 problem = f"labels {labels.min()} to {labels.max()}; allowed: 0 to {self.classes - 1}"
-            elif inputs.dtype == np.float32 and not np.isfinite(inputs).all():
-                problem = "inputs that are not finite"
+            elif inputs.dtype == np.float32 and (bad := ~np.isfinite(inputs)).any():
+                first = int(bad.any(axis=1).argmax())
+                problem = f"{bad.sum()} of {bad.size} inputs that are NaN or infinite, the first in example {first}"
             if problem:
                 raise ValueError(f"data set {self.name!r}: its {split} split has {problem}")
+
+
+def empty_classes(dataset: Dataset, holdout: int = 0) -> list[int]:
+    """The classes of which there is no training example.
+
+    Args:
+      dataset: the data.
+      holdout: so many training examples do not train.
+    """
+    counts = np.bincount(dataset.train_labels[holdout:], minlength=dataset.classes)
+    return np.flatnonzero(counts == 0).tolist()
 
 
 class DataUnavailable(ValueError):

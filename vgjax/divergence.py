@@ -22,7 +22,9 @@ PLACES = ("forward", "backward", "update")
 
 
 def first_bad(program: Program, shared: Shared, lane_and_state: tuple[Lane, State]) -> tuple[jax.Array, jax.Array]:
-    """The first step of a chunk in which a pre-activation, a weight gradient or a new weight is not finite.
+    """The first step of a chunk in which a pre-activation, the loss, a weight gradient or a new weight is not finite.
+
+    A loss that is not finite where all pre-activations are counts as the last layer's.
 
     Args:
       program: static.
@@ -38,8 +40,8 @@ def first_bad(program: Program, shared: Shared, lane_and_state: tuple[Lane, Stat
     stop = start + jnp.sum(shared.plan.gaps) + shared.plan.n_records
 
     def look(state: State, t: jax.Array) -> tuple[State, jax.Array]:
-        state, _, view = step(state, t)
-        return state, _bad_layers(program, view, state.variables["params"])
+        state, outcome, view = step(state, t)
+        return state, _bad_layers(program, outcome.loss, view, state.variables["params"])
 
     def go_on(carry: tuple) -> jax.Array:
         _, t, bad = carry
@@ -55,9 +57,9 @@ def first_bad(program: Program, shared: Shared, lane_and_state: tuple[Lane, Stat
     return jnp.where(jnp.any(bad), t - 1, -1), bad
 
 
-def _bad_layers(program: Program, view: View, new_params: Any) -> jax.Array:
+def _bad_layers(program: Program, loss: jax.Array, view: View, new_params: Any) -> jax.Array:
     z = stats.any_bad(groups(view.seen.pre_activations))
-    anywhere = parallel.total(program.where, z.astype(jnp.int32)) > 0
+    anywhere = (parallel.total(program.where, z.astype(jnp.int32)) > 0).at[-1].max(~jnp.isfinite(loss))
     return jnp.stack([anywhere, *(stats.any_bad(weight_groups(tree)) for tree in (view.gradients, new_params))])
 
 

@@ -60,9 +60,16 @@ def _decay(config: Config, view: View, _: str) -> Statistics:
 
 
 def _slopes(config: Config, view: View) -> list[Group]:
-    """φ′ where each layer's activation was applied, 1 in the last layer, which has none; 0 for what does not count."""
+    """φ′ where each layer's activation was applied, 1 in the last layer, which has none; 0 for what does not count.
+
+    NaN has a NaN slope: JAX gives ReLU the slope 0 there, which would look dead.
+    """
     phi = activation(config.activation)
-    slopes = {name: jax.jvp(phi, (z,), (jnp.ones_like(z),))[1] for name, z in view.seen.phi_inputs.items()}
+
+    def slope_at(z: jax.Array) -> jax.Array:
+        return jnp.where(jnp.isnan(z), z, jax.jvp(phi, (z,), (jnp.ones_like(z),))[1])
+
+    slopes = {name: slope_at(z) for name, z in view.seen.phi_inputs.items()}
     slopes |= {name: jnp.ones_like(z) for name, z in view.seen.pre_activations.items() if name not in slopes}
     return groups({name: stats.counted(slope, view.mask) for name, slope in slopes.items()})
 

@@ -1,5 +1,7 @@
 """The labelled data set of a run: dimensions lane, record, layer, bin and evaluation; on disk and back.
 
+Measured numbers are float32 and counts int32, with JAX_ENABLE_X64 too; coordinates are float64 and int64. NaN stands
+for what is undefined: 0/0, the noise of a batch of one, a validation not made, the accuracy of a network of NaN.
 On disk a history grows by one small netCDF file a chunk, each written whole or not at all; a finished run is merged
 into one `history.nc`, and its tables written as CSV.
 """
@@ -19,7 +21,7 @@ from vgjax import stats
 # What is recorded: dimensions beyond (lane, record) or (lane, evaluation), and what it is [unit].
 VARIABLES: dict[str, tuple[tuple[str, ...], str]] = {
     "loss": ((), "cross-entropy of the step's batch, mean [nats]"),
-    "accuracy": ((), "share of the step's batch classified right"),
+    "accuracy": ((), "share of the step's batch classified right; NaN where the loss is"),
     "gradient_norm": (("layer",), "‖g‖₂ of the weight gradient [loss per weight unit]"),
     "gradient_rms": (("layer",), "RMS of the weight gradient, ‖g‖₂/√n [loss per weight unit]"),
     "gradient_log10_rms": (("layer",), "log₁₀ of the RMS of the weight gradient"),
@@ -27,8 +29,11 @@ VARIABLES: dict[str, tuple[tuple[str, ...], str]] = {
     "gradient_std": (("layer",), "standard deviation of the weight gradient [loss per weight unit]"),
     "gradient_max": (("layer",), "max |g| of the weight gradient [loss per weight unit]"),
     "gradient_zero_fraction": (("layer",), "share of exact zeros in the weight gradient"),
-    "gradient_float16_underflow": (("layer",), "share of nonzero weight gradients that are zero in float16"),
-    "gradient_bfloat16_underflow": (("layer",), "share of nonzero weight gradients that are zero in bfloat16"),
+    "gradient_float16_underflow": (("layer",), "share of nonzero weight gradients that are zero in float16; NaN: none"),
+    "gradient_bfloat16_underflow": (
+        ("layer",),
+        "share of nonzero weight gradients that are zero in bfloat16; NaN: none",
+    ),
     "gradient_signal_to_noise": (("layer",), "‖g‖² over the variance that the batch's examples give it"),
     "weight_norm": (("layer",), "‖W‖₂ before the step [weight units]"),
     "update_ratio": (("layer",), "‖ΔW‖₂/‖W‖₂ of the step"),
@@ -54,9 +59,10 @@ VARIABLES: dict[str, tuple[tuple[str, ...], str]] = {
     "activation_histogram": (("layer", "bin"), "activations per signed log₂ bin [count]"),
     "delta_histogram": (("layer", "bin"), "pre-activation gradients δ per signed log₂ bin [count]"),
     "train_loss": ((), "cross-entropy, mean over the epoch's training steps [nats]"),
-    "train_accuracy": ((), "share classified right over the epoch's training steps"),
+    "train_accuracy": ((), "share classified right over the epoch's training steps; NaN where the loss is"),
     "validation_loss": ((), "cross-entropy over the validation examples, mean [nats]"),
-    "validation_accuracy": ((), "share of the validation examples classified right"),
+    "validation_accuracy": ((), "share of the validation examples classified right; NaN where the loss is"),
+    "clipped_to_zero": ((), "share of the epoch's steps in which clipping made zeros of a parameter's gradient"),
     "first_bad_step": ((), "first step in which something was NaN or infinite, −1: none"),
     "first_bad_layer": ((), "the layer where that began"),
     "first_bad_in": ((), "in which pass: forward, backward, or update of the weights"),

@@ -52,6 +52,7 @@ class Chunk(NamedTuple):
     validates: bool
 
 
+@parallel.in_float32
 def run(
     config: Config,
     hypers: Hypers | Sequence[Hypers] = DEFAULTS,
@@ -71,7 +72,7 @@ def run(
     deepest: int = 0,
     progress: Callable[[xr.Dataset, int], None] | None = None,
 ) -> Result:
-    """Train every lane (hypers × seeds × replicas) as one compiled program.
+    """Train every lane (hypers × seeds × replicas) as one compiled program, in float32 with JAX_ENABLE_X64 too.
 
     Args:
       config: what is static.

@@ -160,6 +160,18 @@ def make_optimizer(config: Config, hypers: Hypers, total_steps: int) -> Chain:
     return Chain(scale, CLIPS[config.clip].make(hypers.clip_threshold), move)
 
 
+def zeroed(points: Points) -> jax.Array:
+    """Whether clipping made zeros of a parameter's whole gradient that was not zero, bool.
+
+    Optax's norms are plain sums of squares: above 1.8·10¹⁹ they overflow float32, and what is divided by them is 0.
+    """
+
+    def gone(g: jax.Array, c: jax.Array) -> jax.Array:
+        return jnp.any(g != 0) & ~jnp.any(c != 0)
+
+    return jnp.any(jnp.stack(jax.tree.leaves(jax.tree.map(gone, points.raw, points.clipped))))
+
+
 def _direction(named: Any) -> optax.GradientTransformation:
     """The optimizer without its learning rate; a user's factory is asked for a learning rate of 1, sign turned back."""
     found = resolve("optimizer", OPTIMIZERS, named)

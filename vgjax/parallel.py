@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import pickle
 from collections.abc import Callable
-from functools import partial
-from typing import Any, Literal, NamedTuple, TypeVar
+from functools import partial, wraps
+from typing import Any, Literal, NamedTuple, ParamSpec, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -22,6 +22,7 @@ from vgjax.config import typed
 
 AXIS = "device"
 T = TypeVar("T")
+P = ParamSpec("P")
 
 Sharding = Literal["auto", "lanes", "batch"]
 
@@ -90,6 +91,17 @@ def layout(shard: Sharding, n_lanes: int, batch_sizes: tuple[int, ...], n_device
             f"batches of {sizes} do not divide into {n} devices; allowed: a multiple of {n}, or shard lanes"
         )
     return Layout(n, "batch" if shard == "batch" else "lanes")
+
+
+def in_float32(function: Callable[P, T]) -> Callable[P, T]:
+    """The function, computing in float32 whatever JAX_ENABLE_X64 says: the same programs, numbers and verdicts."""
+
+    @wraps(function)
+    def inner(*args: P.args, **kwargs: P.kwargs) -> T:
+        with jax.enable_x64(False):
+            return function(*args, **kwargs)
+
+    return inner
 
 
 def device_index(where: Layout) -> jax.Array:

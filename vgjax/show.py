@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 
 WIDTH_OF_A_PIPE = 200
 SECONDS_OF_SPEED = 3600.0
+UNDEFINED = "undefined"
 
 # What `vgjax list` shows: topic → (module, table).
 TOPICS = {
@@ -105,11 +106,14 @@ def print_run(history: xr.Dataset, folder: Path, has_curves: bool) -> None:
     """What came of a run, and where it is."""
     if "gradient_log10_rms" in history:
         _print_layers(history)
-    accuracy = float(history["validation_accuracy"].isel(evaluation=-1).mean())
-    lanes = history.sizes["lane"]
-    print(f"validation accuracy {accuracy:.4f}, mean over {lanes} lane{'s' if lanes > 1 else ''}")
-    for lane in np.flatnonzero(history["first_bad_step"].values >= 0):
-        print(_divergence(history.isel(lane=lane)))
+    accuracy = history["validation_accuracy"].isel(evaluation=-1).values
+    lanes, told = len(accuracy), accuracy[np.isfinite(accuracy)]
+    of = f"{told.size} of {lanes}" if told.size < lanes else lanes
+    mean = f"{told.mean():.4f}, mean over {of} lane{'s' if lanes > 1 else ''}" if told.size else UNDEFINED
+    print(f"validation accuracy {mean}")
+    for lane in range(lanes):
+        for line in _troubles(history.isel(lane=lane)):
+            print(line)
     print(f"history     {folder / 'history.nc'}\nstatistics  {folder / 'statistics.csv'}")
     if has_curves:
         print(f"curves      {sys.executable} -m tensorboard.main --logdir {folder / 'tensorboard'}")
@@ -164,10 +168,11 @@ def print_signals(rows: Mapping[str, xr.Dataset]) -> None:
         inside = (start["predicted_low"] <= start["measured"]) & (start["measured"] <= start["predicted_high"])
         where = f" ({title})" if title else ""
         if "decay" in row:
-            low, high = float(start["decay_low"]), float(start["decay_high"])
+            decay, low, high = (float(start[f"decay{end}"]) for end in ("", "_low", "_high"))
+            measured = UNDEFINED if np.isnan(decay) else f"{decay:.3g}"
             interval = "" if np.isnan(low) else f" ({low:.3g} … {high:.3g})"
             print(
-                f"decay       {float(start['decay']):.3g}{interval} decades a layer on the way back at step "
+                f"decay       {measured}{interval} decades a layer on the way back at step "
                 f"{int(start['step'])}; predicted {_predicted_decay(row)}{where}"
             )
         counts = ", ".join(
@@ -177,8 +182,8 @@ def print_signals(rows: Mapping[str, xr.Dataset]) -> None:
         print(f"theory      inside its 95 % band at step {int(start['step'])}: {counts}{where}")
         if row.sizes["record"] > 1:
             far = departure(row).isel(record=-1)
-            parts = [f"{_short(name)} {float(far.sel(signal=name)):.2g}" for name in far["signal"].values]
-            parts = [part.replace("nan", "not finite") for part in parts]
+            numbers = {_short(name): float(far.sel(signal=name)) for name in far["signal"].values}
+            parts = [f"{name} {f'{x:.2g}' if np.isfinite(x) else 'not finite'}" for name, x in numbers.items()]
             print(f"departure   decades from its median at step {int(far['step'])}: {', '.join(parts)}{where}")
 
 
@@ -188,11 +193,11 @@ def _short(signal: str) -> str:
 
 def _predicted_decay(band: xr.Dataset) -> str:
     centre, low, high = (float(band[f"predicted_decay{end}"]) for end in ("", "_low", "_high"))
-    return f"{centre:.3g} ({low:.3g} … {high:.3g})"
+    return UNDEFINED if np.isnan(centre) else f"{centre:.3g} ({low:.3g} … {high:.3g})"
 
 
 def _with_band(centre: float, low: float, high: float) -> str:
-    return f"{centre:.3g} ({low:.2g} … {high:.2g})"
+    return UNDEFINED if np.isnan(centre) else f"{centre:.3g} ({low:.2g} … {high:.2g})"
 
 
 def _print_layers(history: xr.Dataset) -> None:
@@ -209,15 +214,28 @@ def _print_layers(history: xr.Dataset) -> None:
     print_table("RMS of the weight gradient, geometric mean over lanes", columns, rows, columns[1:])
 
 
-def _divergence(lane: xr.Dataset) -> str:
+def _troubles(lane: xr.Dataset) -> Iterator[str]:
+    """Where a lane left the finite numbers, and whether its clipping stopped it."""
     step, layer, where = (lane[f"first_bad_{what}"].item() for what in ("step", "layer", "in"))
     who = f"seed {lane['seed'].item()}, learning rate {lane['learning_rate'].item():g}"
-    which = "update of the weights" if where == "update" else f"{where} pass"
-    return f"diverged    {who}: NaN or infinity from step {step} on, first in {layer} ({which})"
+    if step >= 0:
+        which = "update of the weights" if where == "update" else f"{where} pass"
+        yield f"diverged    {who}: NaN or infinity from step {step} on, first in {layer} ({which})"
+    if (share := zeroed_share(lane)) > 0:
+        why = "a norm above 1.8e19 overflows float32" if lane["clip_threshold"] > 0 else "the threshold is 0"
+        yield f"clipped     {who}: clipping makes zeros of gradients in {100 * share:.3g} % of the steps: {why}"
+
+
+def zeroed_share(history: xr.Dataset) -> float:
+    """Share of all steps in which clipping made zeros of a gradient; 0 where older histories do not say."""
+    if "clipped_to_zero" not in history:
+        return 0.0
+    steps = xr.DataArray(np.diff(history["evaluated_at"].values, prepend=0), dims="evaluation")
+    return float((history["clipped_to_zero"] * steps).sum("evaluation").mean() / steps.sum())
 
 
 def _layer_rms(history: xr.Dataset, record: int) -> np.ndarray:
-    """[layers]; by way of the logarithm, so that what float32 cannot hold is shown too."""
+    """[layers], NaN left out; by way of the logarithm, so that what float32 cannot hold is shown too."""
     return 10 ** history["gradient_log10_rms"].isel(record=record).astype(np.float64).mean("lane").values
 
 
@@ -336,7 +354,7 @@ class ProgressBar:
             speed_estimate_period=SECONDS_OF_SPEED,
         )
         self._task = self._bar.add_task("compiling", total=None)
-        self._rms = float("nan")
+        self._rms = ""
         self._last = ""
 
     def __enter__(self) -> ProgressBar:
@@ -358,11 +376,11 @@ class ProgressBar:
           what: said before the numbers.
         """
         if part.sizes["record"] and "gradient_log10_rms" in part:
-            self._rms = float(_layer_rms(part, -1)[0])
+            self._rms = f"first-layer RMS {_layer_rms(part, -1)[0]:.2g}"
         loss, accuracy = (float(part[name].mean()) for name in ("train_loss", "validation_accuracy"))
         unit = "step" if done is None else "lane step"
         done = int(part["evaluated_at"].values[-1]) if done is None else done
         seen = "" if np.isnan(accuracy) else f"accuracy {accuracy:.3f}  "
-        numbers = f"{what}loss {loss:.3g}  {seen}first-layer RMS {self._rms:.2g}"
+        numbers = f"{what}loss {loss:.3g}  {seen}{self._rms}"
         self._bar.update(self._task, completed=done, total=total, description=numbers)
         self._last = f"{unit} {done} of {total}  {numbers}"

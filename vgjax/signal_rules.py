@@ -137,6 +137,8 @@ def saturated(case: Case) -> Finding | None:
 
 def vanishing(case: Case) -> Finding | None:
     """The gradient decays on its way back, more than a critical one's, at the start or at an end without success."""
+    if found := _nothing_left(case):
+        return found
     centre, half = case.healthy
     bound = centre - max(FALLS, half)
     bad = case.change < bound
@@ -160,6 +162,25 @@ def vanishing(case: Case) -> Finding | None:
         f"the gradient falls by {-measured:.1f} decades {_way(case, measured, onset)} (by cause: {named}); "
         f"{_band(case)}",
         cure(case),
+    )
+
+
+def _nothing_left(case: Case) -> Finding | None:
+    """Not even the last hidden layer has a gradient, so that there is no decay to be measured."""
+    gone = (case.history[case.profile].sel(layer=case.level) == -np.inf).all("layer")
+    shows = gone.all("record") & ~case.learnt
+    if not case.level or not most(shows):
+        return None
+    alone = case.config.norm == "batch" and case.config.batch_size == case.config.replicas
+    return case.found(
+        "vanishing",
+        shows,
+        case.level,
+        gone,
+        {"statistic": case.profile},
+        "batch norm of a single example" if alone else "slopes or weights of 0",
+        f"the gradient is exactly 0 in every layer from {case.level[0]} to {case.level[-1]}, at every recorded step",
+        "a larger --batch-size, or --norm layer" if alone else cure(case),
     )
 
 

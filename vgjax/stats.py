@@ -59,7 +59,7 @@ def gradient_statistics(gradients: Any, stacked: str = "") -> Statistics:
     Returns:
       {"gradient_mean", "gradient_std", "gradient_max": max|g|, "gradient_zero_fraction": share of exact zeros,
       "gradient_float16_underflow", "gradient_bfloat16_underflow": share of the other elements that would become zero
-      in that type}, each [layers].
+      in that type, NaN where there are no others}, each [layers].
     """
     groups = weight_groups(gradients, stacked)
     spread = _scaled_where_needed(_spread, groups)
@@ -94,7 +94,7 @@ def point_statistics(raw: Any, clipped: Any, updates: Any, stacked: str = "") ->
     Returns:
       {"clipped_norm": ‖c‖, "clipped_fraction": share of elements that clipping changed, "clipped_cosine": of the angle
       between raw and clipped gradient, "update_norm": ‖ΔW‖, "update_cosine": of the angle between −raw and the
-      update: 1 is steepest descent}, each [layers].
+      update: 1 is steepest descent}, each [layers]; cosines with a vector of zeros are NaN.
     """
 
     def one(scale: Scale, g: jax.Array, c: jax.Array, dw: jax.Array) -> Statistics:
@@ -126,7 +126,7 @@ def activation_statistics(
     Returns:
       {"activation_mean", "activation_std" over examples and units; "activation_dead_fraction": share of units whose
       slope is 0 on every example; "activation_saturated_fraction": share of units and examples with
-      |φ′| ≤ SATURATED_SLOPE · sup|φ′|}, each [layers].
+      |φ′| ≤ SATURATED_SLOPE · sup|φ′|}, each [layers]; both shares are NaN where a slope is.
     """
     rows = []
     for h_group, slope_group, top in zip(activations, slopes, steepest, strict=True):
@@ -135,12 +135,14 @@ def activation_statistics(
             power, unit = _scaled(counted(h, mask))
             mean = _mean(unit, mask)
             flat = jnp.abs(slope)
-            dead = jnp.all(flat == 0, axis=0)
+            dead = jnp.mean(jnp.all(flat == 0, axis=0), dtype=jnp.float32)
+            saturated = _mean((flat <= SATURATED_SLOPE * top).astype(jnp.float32), mask)
+            bad = jnp.any(jnp.isnan(flat))
             return {
                 "activation_mean": power * mean,
                 "activation_std": power * jnp.sqrt(_mean(jnp.square(unit - mean), mask)),
-                "activation_dead_fraction": jnp.mean(dead, dtype=jnp.float32),
-                "activation_saturated_fraction": _mean((flat <= SATURATED_SLOPE * top).astype(jnp.float32), mask),
+                "activation_dead_fraction": jnp.where(bad, jnp.nan, dead),
+                "activation_saturated_fraction": jnp.where(bad, jnp.nan, saturated),
             }
 
         rows.append(_per_layer(one, [h_group], [slope_group]))
@@ -178,7 +180,7 @@ def noise_statistics(
       stacked: paths of stacked layers.
 
     Returns:
-      {"gradient_signal_to_noise": [layers]}; NaN for a batch of one.
+      {"gradient_signal_to_noise": [layers]}; NaN for a batch of one and where neither is any, Inf without noise.
     """  # noqa: E501
 
     def shares(x: jax.Array, delta: jax.Array) -> Statistics:
@@ -189,7 +191,7 @@ def noise_statistics(
     share = _per_layer(shares, inputs, deltas)
     length = norm_statistics(gradients, stacked)["gradient_norm"]
     signal = jnp.square(length / share["power_d"] / share["power_x"])
-    noise = (count * share["squares"] - signal) / (count - 1)
+    noise = jnp.maximum(count * share["squares"] - signal, 0) / (count - 1)  # equal examples: rounding's sign is any
     return {"gradient_signal_to_noise": jnp.where(count > 1, signal / noise, jnp.nan)}
 
 
@@ -215,7 +217,7 @@ def decay_statistics(
 
     Returns:
       {"decay_ratio", "decay_weight_gain", "decay_slope", "decay_alignment"}, each [layers]; NaN in the last layer,
-      which has none above.
+      which has none above, and for a ratio or an alignment of 0 to 0.
     """
 
     def gain(scale: Scale, w: jax.Array) -> Statistics:
@@ -334,7 +336,7 @@ def _small_numbers(groups: Sequence[Group]) -> Statistics:
         jnp.any(in_half > 0), lambda: (at_most(0), at_most(LARGEST_LOST["bfloat16"])), lambda: (none, none)
     )
     size = _sizes(groups)
-    others = jnp.maximum(size - zeros, 1)
+    others = size - zeros
     return {
         "zero_fraction": zeros / size,
         "float16_underflow": (in_half - zeros) / others,
@@ -401,7 +403,7 @@ def _bits(x: jax.Array) -> jax.Array:
     if x.dtype == jnp.float16:
         x = x.astype(jnp.float32)  # its subnormals are normal there
     if x.dtype != jnp.float32:
-        raise ValueError(f"histograms of {x.dtype} are not allowed; allowed: float32, bfloat16, float16")
+        raise ValueError(f"bits of {x.dtype} are not allowed; allowed: float32, bfloat16, float16")
     return jax.lax.bitcast_convert_type(x, jnp.uint32)
 
 

@@ -15,6 +15,7 @@ from vgjax.case import Case, Finding, cure, most, number, rounded, update_ratio
 FAST = 0.12  # ‖ΔW‖/‖W‖ of one step, in half of the layers; healthy up to 0.04; from 0.37
 SHORT = 0.01  # Σ‖ΔW‖/‖W‖ over the run, in every layer; healthy from 0.14; up to 0.0003
 TURNED = 0.95  # cosine between the gradient before and after clipping; healthy 1
+LARGEST_NORM = 1.8e19  # its square is float32's largest number
 LOST = 0.3  # share of a layer's nonzero gradient elements; healthy up to 0.002; 1
 
 
@@ -88,7 +89,8 @@ def learning_rate_high(case: Case) -> Finding | None:
     shows = bad.any("record") & ~case.learnt
     if not most(shows):
         return None
-    measured, peak = float(ratio.max("record").median("lane")), float(case.history["train_loss"].max())
+    measured, peak = float(ratio.max("record").median("lane")), float(case.history["train_loss"].max(skipna=False))
+    reached = f"reaches {peak:.3g}" if np.isfinite(peak) else "leaves the finite numbers"
     return case.found(
         "learning_rate_high",
         shows,
@@ -97,15 +99,17 @@ def learning_rate_high(case: Case) -> Finding | None:
         {"update_ratio": measured, "bound": FAST, "loss_at_most": peak, "loss_of_chance": case.chance},
         "learning rate",
         f"a step changes half of the layers by {measured:.2g} of their weights or more (healthy: at most {FAST:g}), "
-        f"and the loss reaches {peak:.3g} where chance has {case.chance:.3g}",
+        f"and the loss {reached} where chance has {case.chance:.3g}",
         f"try a learning rate of {rounded(case.hypers.learning_rate * FAST / 10 / measured)}",
     )
 
 
 def clipping(case: Case) -> Finding | None:
-    """Clipping turns the gradient, and does not only shorten it."""
+    """Clipping turns the gradient, or makes zeros of it, and does not only shorten it."""
     if case.config.clip == "none":
         return None
+    if found := _zeroed(case):
+        return found
     g, c, cosine = (
         case.history[name].astype(np.float64) for name in ("gradient_norm", "clipped_norm", "clipped_cosine")
     )
@@ -141,12 +145,44 @@ def clipping(case: Case) -> Finding | None:
     )
 
 
+def _zeroed(case: Case) -> Finding | None:
+    """Clipping divides by a norm that is no number of float32 any more, so that nothing is left of the gradient."""
+    if "clipped_to_zero" not in case.history:
+        return None
+    share = case.history["clipped_to_zero"].max("evaluation")
+    shows = share > 0
+    if not most(shows):
+        return None
+    g, c = (case.history[name].astype(np.float64) for name in ("gradient_norm", "clipped_norm"))
+    gone = (g > 0) & (c == 0)
+    layers = [str(name) for name in g["layer"].values if bool(gone.sel(layer=name).where(shows).any())]
+    measured, largest = float(share.where(shows).median()), float((g**2).sum("layer").where(shows).max() ** 0.5)
+    why, advice = "what it leaves is below float32", "a larger --clip-threshold"
+    if largest > LARGEST_NORM:
+        why = "a norm above 1.8e19 overflows float32"
+        advice = f"smaller initial weights: {cure(case)}; --clip value has no norm that could overflow"
+    elif case.hypers.clip_threshold == 0:
+        why = "the threshold is 0"
+    return case.found(
+        "clipping",
+        shows,
+        layers or g["layer"].values,
+        gone.any("layer"),
+        {"clipped_to_zero": measured, "gradient_norm": largest, "largest_norm": LARGEST_NORM},
+        "clipping",
+        f"--clip {case.config.clip} makes zeros of the gradient in up to {100 * measured:.3g} % of an epoch's steps, "
+        f"which then move nothing: the norm reached {largest:.2g}, and {why}",
+        advice,
+    )
+
+
 def learning_rate_low(case: Case) -> Finding | None:
-    """All steps together are short of the weights, and nothing is learnt."""
+    """All steps together are short of the weights, and nothing is learnt; steps of 0 are not the learning rate's."""
     ratio = case.history["update_ratio"].astype(np.float64)
     n = int(case.history["evaluated_at"].values[-1])
     path = (ratio.where(np.isfinite(ratio)).mean("record") * n).max("layer")
     shows = (path < SHORT) & ~case.learnt & (case.history["first_bad_step"] < 0)
+    shows &= (path > 0) | (case.hypers.learning_rate == 0)
     if not most(shows):
         return None
     measured = float(path.median("lane"))

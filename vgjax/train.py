@@ -17,7 +17,7 @@ from vgjax.batches import Arrays, Batch
 from vgjax.config import Config, Hypers
 from vgjax.families import View, record_of
 from vgjax.model import MLP, Seen, Variables, initial_variables
-from vgjax.optim import make_optimizer
+from vgjax.optim import make_optimizer, zeroed
 
 
 class Lane(NamedTuple):
@@ -39,16 +39,19 @@ class Outcome(NamedTuple):
     """What a train step tells besides its new state."""
 
     loss: jax.Array  # mean over the batch
-    correct: jax.Array  # examples classified right
+    correct: jax.Array  # examples classified right; NaN where the loss is
     examples: jax.Array  # in the batch
+    zeroed: jax.Array  # 1 where clipping made zeros of a gradient, else 0
 
 
 class Meter(NamedTuple):
-    """Sums over the steps of a chunk."""
+    """Sums over the steps of a chunk; of the loss the mean, whose sum could overflow."""
 
     loss: jax.Array
     correct: jax.Array
     examples: jax.Array
+    zeroed: jax.Array
+    steps: jax.Array
 
 
 class Plan(NamedTuple):
@@ -140,9 +143,11 @@ def train_step(
     points, opt_state = tx.points(gradients, state.opt_state, params)
     variables = {"params": optax.apply_updates(params, points.updates), **changed}
     loss = loss / count if config.reduction == "sum" else loss
+    correct = _where_told(loss, correct)
+    is_zeroed = zeroed(points) if config.clip != "none" else jnp.bool_(False)
     deltas = {path[0]: delta for path, delta in flatten_dict(deltas).items()}
     view = View(gradients, points, params, seen, deltas, batch.mask, count, depth)
-    return State(variables, opt_state), Outcome(loss, correct, count), view
+    return State(variables, opt_state), Outcome(loss, correct, count, is_zeroed.astype(jnp.float32)), view
 
 
 def _zeros(model: MLP, state: State, batch: Batch) -> Any:
@@ -229,12 +234,13 @@ def run_chunk(program: Program, shared: Shared, lane_and_state: tuple[Lane, Stat
     most = plan.gaps.shape[0] - 1
     records = jax.tree.map(lambda s: jnp.zeros((most, *s.shape), s.dtype), shape)
     zero = jnp.float32(0)
-    carry = (state, Meter(zero, zero, zero), plan.start, jnp.int32(0), records)
+    carry = (state, Meter(*[zero] * len(Meter._fields)), plan.start, jnp.int32(0), records)
     state, meter, _, _, records = jax.lax.fori_loop(0, plan.n_records + 1, gap_then_record, carry)
-    evaluation = {"train_loss": meter.loss / meter.examples, "train_accuracy": meter.correct / meter.examples}
+    evaluation = {"train_loss": meter.loss, "train_accuracy": meter.correct / meter.examples}
     validation = partial(evaluate, program, shared, lane)
     unseen = jax.tree.map(lambda s: jnp.full(s.shape, jnp.nan, s.dtype), jax.eval_shape(validation, state))
     evaluation |= jax.lax.cond(plan.validates, validation, lambda state: unseen, state)
+    evaluation["clipped_to_zero"] = meter.zeroed / meter.steps
     params = jnp.stack([jnp.all(jnp.isfinite(leaf)) for leaf in jax.tree.leaves(state.variables["params"])])
     finite = jnp.all(params) & jnp.isfinite(evaluation["train_loss"])
     return state, records, evaluation | {"finite": finite}
@@ -251,12 +257,20 @@ def evaluate(program: Program, shared: Shared, lane: Lane, state: State) -> dict
     logits, _ = MLP(config, program.classes).apply(state.variables, inputs, train=False, depth=shared.depth)
     losses = optax.softmax_cross_entropy_with_integer_labels(logits, validation.labels[rows])
     right = jnp.argmax(logits, axis=-1) == validation.labels[rows]
-    return {"validation_loss": jnp.mean(losses), "validation_accuracy": jnp.mean(right, dtype=jnp.float32)}
+    loss, accuracy = jnp.mean(losses), jnp.mean(right, dtype=jnp.float32)
+    return {"validation_loss": loss, "validation_accuracy": _where_told(loss, accuracy)}
+
+
+def _where_told(loss: jax.Array, accuracy: jax.Array) -> jax.Array:
+    """The accuracy; NaN where the loss is, since argmax takes NaN for the first class."""
+    return jnp.where(jnp.isnan(loss), jnp.nan, accuracy)
 
 
 def _add(meter: Meter, outcome: Outcome) -> Meter:
-    n = outcome.examples
-    return Meter(meter.loss + outcome.loss * n, meter.correct + outcome.correct, meter.examples + n)
+    examples = meter.examples + outcome.examples
+    share = outcome.examples / examples
+    loss = meter.loss * (1 - share) + outcome.loss * share
+    return Meter(loss, meter.correct + outcome.correct, examples, meter.zeroed + outcome.zeroed, meter.steps + 1)
 
 
 def _order(program: Program, lane: Lane, epoch: jax.Array) -> jax.Array:

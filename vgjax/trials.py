@@ -139,7 +139,7 @@ class Contest:
             config, [HYPERS] * len(starts), N_SEEDS, dataset=self.data, variables=variables, tensorboard="none"
         ).history
         accuracy = history["validation_accuracy"].isel(evaluation=-1).values.reshape(len(starts), N_SEEDS)
-        accuracy = accuracy.astype(np.float64)
+        accuracy = np.nan_to_num(accuracy.astype(np.float64))  # one that diverged gets nothing right
         lead = [estimate(accuracy[0] - other, 1 - 0.05 / (len(starts) - 1)) for other in accuracy[1:]]
         best = 1 + sum(one.high < 0 for one in lead)
         worst = len(starts) - sum(one.low > 0 for one in lead)

@@ -60,6 +60,7 @@ def watch(
       clip: what comes before it, for the gradient to be seen on both sides: `watch(adam, clip)` stands for
         `optax.chain(clip, adam)`. Without it the statistics of the clipped gradient are left out.
       every: measure updates 0, every, 2·every …; those between cost next to nothing (under `vmap` all cost the same).
+        They are float32, of float64 gradients (JAX_ENABLE_X64) too: of those, norms and weights alone can be had.
       record: families of statistics: norms, spread, weights, points, gradient_histogram, weight_histogram,
         update_histogram (see `vgjax list families`), or all.
       stacked: paths of stacked layers, as `vgjax.layers.weight_groups` takes them.
