@@ -72,7 +72,7 @@ class Train:
         from vgjax.loop import run
         from vgjax.machines import joined
         from vgjax.show import ProgressBar, print_run, print_signals
-        from vgjax.stopping import stop_after_chunk
+        from vgjax.stopping import stop_after_chunk, stop_at_once
 
         for setting in settings:
             check_hypers(setting)
@@ -80,10 +80,11 @@ class Train:
         folder = self.out or _new_folder(self.config)
         how = {name: getattr(self, name) for name in ("resume", "tensorboard", "shard", "devices")}
         find = functools.partial(load, self.config.dataset, self.data_dir, self.manual_dir)
+        advice = functools.partial(self._advice, folder)
         with joined(self.distributed):
             dataset = parallel.at_first(find) or find()  # which may have to be prepared, once
             try:
-                with ProgressBar() as bar, stop_after_chunk() as check:
+                with ProgressBar() as bar, stop_after_chunk(advice) as check:
 
                     def landed(part: Any, total_steps: int) -> None:
                         if parallel.is_first():
@@ -91,14 +92,15 @@ class Train:
                         check()
 
                     result = run(self.config, settings, seeds, dataset=dataset, folder=folder, progress=landed, **how)
-            except KeyboardInterrupt:
-                raise KeyboardInterrupt(self._advice(folder)) from None
+            except KeyboardInterrupt as stop:
+                raise KeyboardInterrupt(advice(), *stop.args) from None
         if not parallel.is_first():
             return
-        print_run(result.history, folder, self.tensorboard != "none")
-        if analysis.root_mean_squares(result.history):
-            print_signals(signals := analysis.signals(result.history, dataset))
-            print(f"figure      {figures.write_signal(folder / 'signal', signals, analysis.SIGNALS)}")
+        with stop_at_once(advice):
+            print_run(result.history, folder, self.tensorboard != "none")
+            if analysis.root_mean_squares(result.history):
+                print_signals(signals := analysis.signals(result.history, dataset))
+                print(f"figure      {figures.write_signal(folder / 'signal', signals, analysis.SIGNALS)}")
 
     def _advice(self, folder: Path) -> str:
         """How to go on after an interruption: what the folder does not know is to be said again."""
@@ -153,7 +155,7 @@ class Sweep:
         from vgjax.grid import read_grid
         from vgjax.machines import joined
         from vgjax.show import ProgressBar, print_best, print_plan
-        from vgjax.stopping import stop_after_chunk
+        from vgjax.stopping import stop_after_chunk, stop_at_once
         from vgjax.sweeps import Job
 
         grid = read_grid(self.file)
@@ -161,6 +163,7 @@ class Sweep:
             maps.check_plot(spec, grid.expand())
         folder = self.out or Path("sweeps", self.file.stem)
         how = {name: getattr(self, name) for name in ("data_dir", "manual_dir", "lanes", "shard", "devices")}
+        advice = functools.partial(self._advice, folder)
         with joined(self.distributed):
             job = Job(grid, folder, **how)
             if parallel.is_first():
@@ -168,7 +171,7 @@ class Sweep:
             if self.dry_run:
                 return
             try:
-                with ProgressBar() as bar, stop_after_chunk() as check:
+                with ProgressBar() as bar, stop_after_chunk(advice) as check:
 
                     def landed(standing: Any) -> None:
                         if parallel.is_first():
@@ -177,26 +180,29 @@ class Sweep:
                         check()
 
                     history = job.run(landed, lambda note: print(note, file=sys.stderr))
-            except KeyboardInterrupt:
-                raise KeyboardInterrupt(f"stopped; go on with: {self._again(folder)}") from None
+            except KeyboardInterrupt as stop:
+                raise KeyboardInterrupt(advice(), *stop.args) from None
         if not parallel.is_first():
             return
-        print_best(maps.best(history), "validation_accuracy")
-        if diverged := int((history["first_bad_step"] >= 0).sum()):
-            print(f"diverged    {diverged} of {history.sizes['lane']} lanes: first_bad_step in {folder / 'lanes.csv'}")
-        print(f"history     {folder / 'history.nc'}\nstatistics  {folder / 'statistics.csv'}")
-        for spec in self.plot:
-            name = folder / _plain(spec)
-            print(f"figure      {map_figures.write_plot(name, history, spec, grid.config, grid.hypers)}")
+        with stop_at_once(advice):
+            print_best(maps.best(history), "validation_accuracy")
+            if diverged := int((history["first_bad_step"] >= 0).sum()):
+                lanes = history.sizes["lane"]
+                print(f"diverged    {diverged} of {lanes} lanes: first_bad_step in {folder / 'lanes.csv'}")
+            print(f"history     {folder / 'history.nc'}\nstatistics  {folder / 'statistics.csv'}")
+            for spec in self.plot:
+                name = folder / _plain(spec)
+                print(f"figure      {map_figures.write_plot(name, history, spec, grid.config, grid.hypers)}")
 
-    def _again(self, folder: Path) -> str:
+    def _advice(self, folder: Path) -> str:
+        """How to go on after an interruption: the same, with the folder said."""
         again = ["vgjax", "sweep", str(self.file), "--out", str(folder)]
         for name in ("lanes", "data_dir", "manual_dir", "shard", "devices"):
             if (value := getattr(self, name)) != getattr(Sweep, name):
                 again += [f"--{name.replace('_', '-')}", str(value)]
         if self.distributed is not None:
             again += ["--distributed", *self.distributed]
-        return shlex.join([*again, *(["--plot", *self.plot] if self.plot else [])])
+        return f"stopped; go on with: {shlex.join([*again, *(['--plot', *self.plot] if self.plot else [])])}"
 
 
 @dataclass(frozen=True)
