@@ -12,6 +12,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -61,20 +62,17 @@ class Command:
     environment: dict[str, str]
     took: float = 0.0  # seconds, undisturbed
 
-    def start(self, folder: Path, plain: bool = False) -> subprocess.Popen:
-        """A process that begins or goes on; plain: as a user starts it, with checkpoints every ten seconds."""
+    def start(self, folder: Path) -> subprocess.Popen:
+        """A process that begins or goes on."""
         words = [*self.words, "--out", str(folder)]
         if self.words[0] == "train" and (folder / "config.yaml").exists():
             words.append("--resume")
-        program = ["-m", "vgjax"] if plain else ["-c", PROGRAM]
-        return subprocess.Popen(
-            [sys.executable, *program, *words],
-            cwd=self.where,
-            env=self.environment,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
+        return self.process(words)
+
+    def process(self, words: list[str], program: Sequence[str] = ("-c", PROGRAM)) -> subprocess.Popen:
+        """That line; ("-m", "vgjax") is the program as a user starts it."""
+        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+        return subprocess.Popen([sys.executable, *program, *words], cwd=self.where, env=self.environment, **pipes)
 
     def finish(self, folder: Path) -> None:
         """To the end, undisturbed."""

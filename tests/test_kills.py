@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
+import contextlib
 import random
+import re
+import shlex
+import signal
+import threading
 import time
 import warnings
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 import xarray as xr
-from kills import Command, chain, environment
-from test_records import read_events
+from kills import PATIENCE, Command, chain, environment, kill, phases
+from test_records import read_events, values_of
 
 from vgjax import load
 
@@ -123,3 +130,148 @@ def files(folder):
     found = {path.relative_to(folder) for path in folder.rglob("*")}
     names = {path.parent / "events" if "tfevents" in path.name else path for path in found}
     return {p for p in names if not any(one.name in ("checkpoints", "last") for one in list(p.parents)[1:])}
+
+
+# TensorBoard
+
+
+def test_tensorboard_has_every_step_once(commands, killed):
+    """Each tag of each run, read by TensorBoard: steps and values of the undisturbed run."""
+    wanted = told(read_events(commands["train"][1]))
+    assert len(wanted) == 8 and all(wanted.values())
+    for folder in killed["train"][0]:
+        assert told(read_events(folder)) == wanted
+
+
+def told(accumulators):
+    """{run: {tag: [(step, value)]}}, of no step twice."""
+    found = {name: {tag: values_of(one, tag) for tag in one.Tags()["tensors"]} for name, one in accumulators.items()}
+    for tags in found.values():
+        for tag, values in tags.items():
+            steps = [step for step, _ in values]
+            assert steps == sorted(set(steps)), tag
+            tags[tag] = [(step, value.tobytes()) for step, value in values if not tag.startswith("_hparams")]
+    return found
+
+
+def test_a_tensorboard_that_is_reading_doubles_no_step(commands, tmp_path):
+    """It was there before the kill, and saw the event files vanish and others come."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        from tensorboard.backend.event_processing.plugin_event_multiplexer import EventMultiplexer
+    command, whole = commands["train"]
+    folder, rng = tmp_path / "run", random.Random(1)
+    reader, over = EventMultiplexer(tensor_size_guidance={"tensors": 0}), threading.Event()
+
+    def look():
+        with contextlib.suppress(ValueError):  # no folder yet
+            reader.AddRunsFromDirectory(str(folder / "tensorboard"))
+        reader.Reload()
+
+    def keep_looking():
+        while not over.wait(0.1):
+            look()
+
+    with ThreadPoolExecutor(1) as pool:
+        looking = pool.submit(keep_looking)
+        try:
+            for phase in ("tensorboard", "chunk", "tensorboard"):
+                kill(command, folder, phase, rng)
+            command.finish(folder)
+        finally:
+            over.set()
+        looking.result()
+    look()
+    found = {name: reader.GetAccumulator(name) for name in reader.Runs()}
+    assert told(found) == told(read_events(whole))
+
+
+# Signals
+
+
+@pytest.mark.parametrize(
+    ("name", "number", "phase", "times"),
+    [
+        ("train", signal.SIGINT, "chunk", 1),
+        ("train", signal.SIGTERM, "compile", 1),
+        ("sweep", signal.SIGINT, "compile", 1),
+        ("sweep", signal.SIGTERM, "chunk", 1),
+        ("train", signal.SIGTERM, "chunk", 2),
+        ("sweep", signal.SIGINT, "chunk", 2),
+    ],
+)
+def test_a_stop_says_how_to_go_on(commands, tmp_path, name, number, phase, times):
+    """One line: its command leads to the undisturbed run. What had landed is saved; by a second signal, or not."""
+    command, whole = commands[name]
+    folder, since = tmp_path / "in here", time.time()
+    process = command.process([*command.words, "--out", str(folder)], ("-m", "vgjax"))
+    while phase not in phases(folder, since):
+        assert process.poll() is None, process.stderr.read()
+        time.sleep(0.001)
+    for _ in range(times):
+        process.send_signal(number)
+        time.sleep(0.01)
+    _, errors = process.communicate(timeout=PATIENCE)
+    assert process.returncode == 128 + number, errors
+    [said] = re.findall(r"^stopped; go on with: vgjax (.*)\n$", errors)
+    if times == 1:
+        [run] = [file.parent for file in folder.rglob("config.yaml")]
+        steps = [int(path.name) for path in (run / "checkpoints").iterdir()]
+        assert load(run)["evaluated_at"].values[-1] == max(steps)
+    again = command.process(shlex.split(said))
+    _, errors = again.communicate(timeout=PATIENCE)
+    assert again.returncode == 0, errors
+    same_run(folder, whole)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_second_signal_does_not_wait_for_the_chunk(commands, tmp_path, number):
+    """Which takes a minute; the first is obeyed only after it."""
+    command, _ = commands["train"]
+    words = "train --dataset digits --batch-size 1 --hidden 1024 1024 1024 --seeds 8 --record norms --tensorboard none"
+    loud = replace(command, environment=command.environment | {"JAX_LOG_COMPILES": "1"})
+    process = loud.process([*words.split(), "--out", str(tmp_path / "run")], ("-m", "vgjax"))
+    try:
+        for line in process.stderr:
+            if "Finished XLA compilation" in line and "chunk" in line:
+                break
+        time.sleep(1.0)
+        process.send_signal(number)
+        time.sleep(1.0)
+        assert process.poll() is None
+        process.send_signal(number)
+        asked = time.monotonic()
+        _, errors = process.communicate(timeout=PATIENCE)
+        assert time.monotonic() - asked < 2.0
+    finally:
+        process.kill()
+    assert process.returncode == 128 + number
+    assert errors.splitlines()[-1].startswith("stopped; go on with: vgjax train --resume") and "Traceback" not in errors
+    assert not list(tmp_path.glob("run/history/*"))
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize(
+    "line", ["train {}", "sweep grid.yaml", "predict {}", "diagnose {folder}", "clinic he_normal", "show {}", "list"]
+)
+def test_a_signal_at_any_moment_is_no_traceback(commands, tmp_path, line, number):
+    """During imports or at work: one line at most, and soon."""
+    command, whole = commands["train"]
+    network = "--dataset iris --hidden 30 30 30 30 --batch-size 50"
+    words = line.format(network, folder=whole).split()
+    rng = random.Random(f"{line} {number}")
+    process = command.process(words, ("-m", "vgjax"))
+    while not hears(process.pid, number):
+        time.sleep(0.001)
+    time.sleep(rng.uniform(0.0, 1.0) ** 2 * 6)
+    process.send_signal(number)
+    out, errors = process.communicate(timeout=PATIENCE)
+    if process.returncode != 0:  # else it was quicker
+        assert process.returncode == 128 + number, errors
+        assert errors.startswith("stopped") and errors.count("\n") == 1
+
+
+def hears(pid, number):
+    """Whether a process has a handler for a signal."""
+    caught = re.search(r"SigCgt:\s+(\w+)", Path(f"/proc/{pid}/status").read_text())[1]
+    return bool(int(caught, 16) >> (number - 1) & 1)
