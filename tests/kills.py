@@ -19,6 +19,8 @@ from typing import NamedTuple
 
 import psutil
 
+from vgjax import load
+
 HERE = Path(__file__).parent
 PATIENCE = 400.0  # seconds
 # The command itself, with a checkpoint at every chunk, and the last checkpoint of a slice kept to be looked at.
@@ -101,6 +103,13 @@ def phases(folder: Path, since: float) -> set[str]:
     return found
 
 
+def readable(folder: Path) -> None:
+    """Whatever history was left is whole."""
+    for run in [folder, *folder.glob("slices/*")]:
+        if (run / "history.nc").exists() or list(run.glob("history/until-*.nc")):
+            load(run)
+
+
 def changed(paths: list[Path], since: float) -> bool:
     """Whether any of the files was written after that moment."""
     for path in paths:
@@ -148,6 +157,7 @@ def kill(command: Command, folder: Path, sought: str, rng: random.Random) -> Kil
         if process.poll() is None and sought in ("any", *now):
             process.kill()
             process.communicate()
+            readable(folder)
             return Kill(sought, time.monotonic() - began, now)
         process.send_signal(signal.SIGCONT)
     _, errors = process.communicate()
