@@ -86,11 +86,9 @@ class Command:
 def phases(folder: Path, since: float) -> set[str]:
     """What the process that began then is doing in the folder, as far as files tell."""
     runs = [folder, *folder.glob("slices/*")]
-    parts = [part for run in runs for part in run.glob("history/until-*.nc")]
-    ends = [run / "history.nc" for run in runs]
     if not changed([run / ".lock" for run in runs], since):
         return {"start"}
-    found = {"chunk"} if changed([*parts, *ends], since) else {"compile"}
+    found = {"chunk"} if landed(folder, since) else {"compile"}
     if changed([folder / "history.nc"], since):
         found = {"end"}
     if any(list(run.glob("checkpoints/*.orbax-checkpoint-tmp*")) for run in runs):
@@ -98,7 +96,7 @@ def phases(folder: Path, since: float) -> set[str]:
     unfinished = ("history/*.tmp", ".*.csv.tmp", "history.tmp")
     if changed([path for run in runs for name in unfinished for path in run.glob(name)], since):
         found.add("history")
-    if 0 < logged(folder) < len(parts):
+    if 0 < logged(folder) < len(list(folder.glob("history/until-*.nc"))):
         found.add("tensorboard")  # a chunk has landed, and its events are not all written
     return found
 
@@ -110,13 +108,19 @@ def readable(folder: Path) -> None:
             load(run)
 
 
-def changed(paths: list[Path], since: float) -> bool:
-    """Whether any of the files was written after that moment."""
+def landed(folder: Path, since: float) -> list[Path]:
+    """The chunks written after that moment, and the histories."""
+    return changed([*folder.glob("**/history/until-*.nc"), *folder.glob("**/history.nc")], since)
+
+
+def changed(paths: list[Path], since: float) -> list[Path]:
+    """Those of the files that were written after that moment."""
+    found = []
     for path in paths:
         with contextlib.suppress(FileNotFoundError):
             if path.stat().st_mtime > since:
-                return True
-    return False
+                found.append(path)
+    return found
 
 
 def logged(folder: Path) -> int:
@@ -141,12 +145,13 @@ def kill(command: Command, folder: Path, sought: str, rng: random.Random) -> Kil
     since, began = time.time(), time.monotonic()
     process = command.start(folder)
     its = psutil.Process(process.pid)
+    wanted = rng.randint(1, 8)  # chunks of this process, where a phase is one of work
     if sought in ("any", "start"):
         time.sleep(rng.uniform(0.0, 0.8 if sought == "any" else 0.2) * command.took)
     while process.poll() is None:
         assert time.monotonic() < began + PATIENCE, f"never in phase {sought}"
         now = phases(folder, since)
-        if sought not in ("any", *now) or (sought in WORK and not now & {"chunk", "end"}):
+        if sought not in ("any", *now) or (sought in WORK and len(landed(folder, since)) < wanted):
             time.sleep(0.001)
             continue
         time.sleep(rng.uniform(0.0, 0.5 if sought == "compile" else 0.004))
