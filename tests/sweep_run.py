@@ -1,11 +1,9 @@
-"""A sweep in a process of its own: `python sweep_run.py FOLDER SECONDS SHARD`; every chunk takes so many more."""
+"""A sweep in a process of its own: `python sweep_run.py FOLDER SHARD`."""
 
 import sys
-import time
 
 import small
 
-import vgjax.folder
 from vgjax.config import Config
 from vgjax.grid import Grid
 from vgjax.sweeps import sweep
@@ -28,12 +26,5 @@ GRID = Grid(
 LANES = 4
 
 
-def main(folder: str, seconds: float, shard: str) -> None:
-    vgjax.folder.SECONDS_BETWEEN_CHECKPOINTS = 0.0
-    print("begun", flush=True)
-    options = {"dataset": small.dataset(), "lanes": LANES, "shard": shard}
-    sweep(GRID, folder=folder, progress=lambda standing: time.sleep(seconds), **options)
-
-
 if __name__ == "__main__":
-    main(sys.argv[1], float(sys.argv[2]), sys.argv[3])
+    sweep(GRID, folder=sys.argv[1], dataset=small.dataset(), lanes=LANES, shard=sys.argv[2])

@@ -20,6 +20,7 @@ import yaml
 from checkpoint_run import CONFIG, SEEDS
 from test_engine import SETTINGS, changed
 
+import vgjax.folder
 from vgjax import checkpoint, load, run
 
 HERE = Path(__file__).parent
@@ -169,6 +170,25 @@ def test_a_strangers_folder_is_refused(tmp_path):
     with pytest.raises(ValueError, match=r"its config\.yaml is damaged"):
         again(tmp_path)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["config.yaml", "thesis.txt"]
+
+
+@pytest.mark.parametrize("written", [0, 1])
+def test_killed_before_it_was_a_run(tmp_path, monkeypatch, written):
+    """Between any two of its first files: it is begun again, and lacks none."""
+    real, calls = vgjax.folder.write_whole, []
+
+    def write(path, text):
+        if len(calls) == written:
+            raise KeyboardInterrupt
+        real(path, text)
+        calls.append(path)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(vgjax.folder, "write_whole", write)
+        with pytest.raises(KeyboardInterrupt):
+            vgjax.folder.RunFolder.open(tmp_path / "run", {"config": {}}, resume=False)
+    vgjax.folder.RunFolder.open(tmp_path / "run", {"config": {}}, resume=False).close()
+    assert {"config.yaml", "environment.json"} <= {path.name for path in (tmp_path / "run").iterdir()}
 
 
 def test_refusals_leave_no_folder(tmp_path):

@@ -1,13 +1,10 @@
-"""A sweep is its runs: each lane as the run alone, however it was sliced, stopped, killed or grown."""
+"""A sweep is its runs: each lane as the run alone, however it was sliced, stopped or grown."""
 
 from __future__ import annotations
 
 import json
-import random
-import signal
 import subprocess
 import sys
-import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -195,52 +192,17 @@ def test_a_stop_is_taken_up_again(undisturbed, tmp_path):
     xr.testing.assert_identical(again, whole)
 
 
-@pytest.mark.parametrize("moment", range(10))
-def test_killed_at_any_moment(undisturbed, tmp_path_factory, moment):
-    """SIGKILL at a random moment, then again from where it stood: the same history, and no finished slice run twice."""
-    whole, _ = undisturbed
-    folder = killed_folder(tmp_path_factory)
-    finished = slices_of(folder)
-    process = start(folder, 1, 0.2, "auto")
-    assert process.stdout.readline() == "begun\n", process.stderr.read()
-    time.sleep(random.Random(moment).uniform(0.0, 4.0))
-    process.send_signal(signal.SIGKILL)
-    process.communicate()
-    assert {name: t for name, t in slices_of(folder).items() if name in finished} == finished
-    if moment == 9:
-        again = train(folder=folder, lanes=LANES)
-        assert {name: t for name, t in slices_of(folder).items() if name in finished} == finished
-        xr.testing.assert_identical(again, whole)
-
-
-def start(folder, devices, seconds, shard):
-    """`sweep_run` in a process with so many devices."""
-    command = [sys.executable, HERE / "sweep_run.py", folder, seconds, shard]
-    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-    return subprocess.Popen(list(map(str, command)), env=environment(devices), **pipes)
-
-
 @pytest.mark.parametrize("devices, shard", [(2, "lanes"), (4, "batch"), (8, "lanes")])
 def test_however_many_devices(undisturbed, tmp_path, devices, shard):
     """Lanes or batch over virtual devices, fewer lanes than devices: the same history."""
     whole, _ = undisturbed
-    process = start(tmp_path / "sweep", devices, 0, shard)
-    _, errors = process.communicate(timeout=200)
-    assert process.returncode == 0, errors
+    command = [sys.executable, str(HERE / "sweep_run.py"), str(tmp_path / "sweep"), shard]
+    done = subprocess.run(command, env=environment(devices), capture_output=True, text=True, timeout=200)
+    assert done.returncode == 0, done.stderr
     found = load(tmp_path / "sweep")
     for i in (0, 7, 13, 22):
         depth = int(whole["depth"].values[i]) + 1
         lanes_equal(found.isel(lane=[i], layer=slice(depth)), whole.isel(lane=[i], layer=slice(depth)))
-
-
-FOLDERS: list[Path] = []
-
-
-def killed_folder(tmp_path_factory):
-    """One folder for all ten kills, each taking up what the one before left."""
-    if not FOLDERS:
-        FOLDERS.append(tmp_path_factory.mktemp("killed") / "sweep")
-    return FOLDERS[0]
 
 
 def test_listed_points_say_what_they_do_not_set():

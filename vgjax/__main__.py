@@ -1,5 +1,20 @@
-"""`python -m vgjax`: the command, where it is not on the path."""
+"""The process `vgjax`, or `python -m vgjax`: whatever it is at, a signal ends it with one line."""
 
-from vgjax.cli import main
+import os
+import sys
 
-raise SystemExit(main())
+from vgjax.stopping import stop_at_once
+
+
+def main() -> None:
+    """The command `vgjax.cli.main`, whose rooms take a while to import."""
+    with stop_at_once():
+        from vgjax.cli import main
+
+        status = main()
+        sys.stdout.flush()
+        os._exit(status)  # Python's way out waits for the chunk that was begun, and a signal meanwhile is a traceback
+
+
+if __name__ == "__main__":
+    main()

@@ -9,6 +9,7 @@ import argparse
 import contextlib
 import io
 import os
+import signal
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
@@ -20,14 +21,14 @@ from tyro.conf import subcommand
 
 from vgjax.commands import DEFAULTS, FAILED, Clinic, Data, Diagnose, List, Predict, Rerun, Show, Sweep, Train
 from vgjax.settings import in_one_line, read_settings, seeds_as_words
+from vgjax.stopping import exit_status
 
 BAD_INPUT = 2
-STOPPED = 130
 DESCRIPTION = "See how the gradient signal fares, layer by layer: measured, predicted by theory, and explained."
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """The command; its exit status is 0, 2 for bad input (said in one line) or 130 when it was interrupted.
+    """The command; its exit status is 0, 2 for bad input (said in one line), or 130 or 143 (SIGINT, SIGTERM).
 
     And 1, where `diagnose` was to fail on a finding and there is one.
 
@@ -42,8 +43,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 0
     except SystemExit as done:  # tyro has printed --help, or there is a finding
         return int(done.code or 0)
-    except KeyboardInterrupt as stop:
-        return _say(next(iter(stop.args), "stopped"), STOPPED)
+    except KeyboardInterrupt as stop:  # with what to say, and the signal
+        said, number = (*stop.args, signal.SIGINT)[:2] if stop.args else ("stopped", signal.SIGINT)
+        return _say(said, exit_status(number))
     except BrokenPipeError:  # `vgjax list | head`: what is left to print has no reader
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0

@@ -73,8 +73,8 @@ class Train:
         from vgjax.data import empty_classes, load
         from vgjax.loop import run
         from vgjax.machines import joined
-        from vgjax.show import ProgressBar, print_run, print_signals
-        from vgjax.stopping import stop_after_chunk
+        from vgjax.show import ProgressBar, print_empty_classes, print_run, print_signals
+        from vgjax.stopping import stop_after_chunk, stop_at_once
 
         for setting in settings:
             check_hypers(setting)
@@ -82,10 +82,11 @@ class Train:
         folder = self.out or _new_folder(self.config)
         how = {name: getattr(self, name) for name in ("resume", "tensorboard", "shard", "devices")}
         find = functools.partial(load, self.config.dataset, self.data_dir, self.manual_dir)
+        advice = functools.partial(self._advice, folder)
         with joined(self.distributed):
             dataset = parallel.at_first(find) or find()  # which may have to be prepared, once
             try:
-                with ProgressBar() as bar, stop_after_chunk() as check:
+                with ProgressBar() as bar, stop_after_chunk(advice) as check:
 
                     def landed(part: Any, total_steps: int) -> None:
                         if parallel.is_first():
@@ -93,17 +94,16 @@ class Train:
                         check()
 
                     result = run(self.config, settings, seeds, dataset=dataset, folder=folder, progress=landed, **how)
-            except KeyboardInterrupt:
-                raise KeyboardInterrupt(self._advice(folder)) from None
+            except KeyboardInterrupt as stop:
+                raise KeyboardInterrupt(advice(), *stop.args) from None
         if not parallel.is_first():
             return
-        print_run(result.history, folder, self.tensorboard != "none")
-        if empty := empty_classes(dataset, self.config.holdout):
-            several = f"{len(empty)} of {dataset.classes} have" if len(empty) > 1 else f"1 of {dataset.classes} has"
-            print(f"classes     {several} no training example: {', '.join(map(str, empty))}")
-        if analysis.root_mean_squares(result.history):
-            print_signals(signals := analysis.signals(result.history, dataset))
-            print(f"figure      {figures.write_signal(folder / 'signal', signals, analysis.SIGNALS)}")
+        with stop_at_once(advice):
+            print_run(result.history, folder, self.tensorboard != "none")
+            print_empty_classes(empty_classes(dataset, self.config.holdout), dataset.classes)
+            if analysis.root_mean_squares(result.history):
+                print_signals(signals := analysis.signals(result.history, dataset))
+                print(f"figure      {figures.write_signal(folder / 'signal', signals, analysis.SIGNALS)}")
 
     def _advice(self, folder: Path) -> str:
         """How to go on after an interruption: what the folder does not know is to be said again."""
@@ -156,8 +156,8 @@ class Sweep:
         from vgjax import map_figures, maps, parallel
         from vgjax.grid import read_grid
         from vgjax.machines import joined
-        from vgjax.show import ProgressBar, print_best, print_plan
-        from vgjax.stopping import stop_after_chunk
+        from vgjax.show import ProgressBar, print_plan, print_sweep
+        from vgjax.stopping import stop_after_chunk, stop_at_once
         from vgjax.sweeps import Job
 
         grid = read_grid(self.file)
@@ -165,6 +165,7 @@ class Sweep:
             maps.check_plot(spec, grid.expand())
         folder = self.out or Path("sweeps", self.file.stem)
         how = {name: getattr(self, name) for name in ("data_dir", "manual_dir", "lanes", "shard", "devices")}
+        advice = functools.partial(self._advice, folder)
         with joined(self.distributed):
             job = Job(grid, folder, **how)
             if parallel.is_first():
@@ -172,7 +173,7 @@ class Sweep:
             if self.dry_run:
                 return
             try:
-                with ProgressBar() as bar, stop_after_chunk() as check:
+                with ProgressBar() as bar, stop_after_chunk(advice) as check:
 
                     def landed(standing: Any) -> None:
                         if parallel.is_first():
@@ -181,29 +182,25 @@ class Sweep:
                         check()
 
                     history = job.run(landed, lambda note: print(note, file=sys.stderr))
-            except KeyboardInterrupt:
-                raise KeyboardInterrupt(f"stopped; go on with: {self._again(folder)}") from None
+            except KeyboardInterrupt as stop:
+                raise KeyboardInterrupt(advice(), *stop.args) from None
         if not parallel.is_first():
             return
-        print_best(maps.best(history), "validation_accuracy")
-        if diverged := int((history["first_bad_step"] >= 0).sum()):
-            print(f"diverged    {diverged} of {history.sizes['lane']} lanes: first_bad_step in {folder / 'lanes.csv'}")
-        if zeroed := int((history["clipped_to_zero"] > 0).any("evaluation").sum()):
-            lines = folder / "evaluations.csv"
-            print(f"clipped     {zeroed} of {history.sizes['lane']} lanes to zeros: clipped_to_zero in {lines}")
-        print(f"history     {folder / 'history.nc'}\nstatistics  {folder / 'statistics.csv'}")
-        for spec in self.plot:
-            name = folder / _plain(spec)
-            print(f"figure      {map_figures.write_plot(name, history, spec, grid.config, grid.hypers)}")
+        with stop_at_once(advice):
+            print_sweep(history, folder)
+            for spec in self.plot:
+                name = folder / _plain(spec)
+                print(f"figure      {map_figures.write_plot(name, history, spec, grid.config, grid.hypers)}")
 
-    def _again(self, folder: Path) -> str:
+    def _advice(self, folder: Path) -> str:
+        """How to go on after an interruption: the same, with the folder said."""
         again = ["vgjax", "sweep", str(self.file), "--out", str(folder)]
         for name in ("lanes", "data_dir", "manual_dir", "shard", "devices"):
             if (value := getattr(self, name)) != getattr(Sweep, name):
                 again += [f"--{name.replace('_', '-')}", str(value)]
         if self.distributed is not None:
             again += ["--distributed", *self.distributed]
-        return shlex.join([*again, *(["--plot", *self.plot] if self.plot else [])])
+        return f"stopped; go on with: {shlex.join([*again, *(['--plot', *self.plot] if self.plot else [])])}"
 
 
 @dataclass(frozen=True)
@@ -325,16 +322,10 @@ class Rerun:
         """Run again, compare and say what differs."""
         from vgjax.reruns import rerun
         from vgjax.show import ProgressBar, print_rerun
-        from vgjax.stopping import stop_after_chunk
 
         where = {"data_dir": self.data_dir, "manual_dir": self.manual_dir}
-        with ProgressBar() as bar, stop_after_chunk() as check:
-
-            def landed(part: Any, total: int, done: int | None) -> None:
-                bar.update(part, total, done)
-                check()
-
-            again = rerun(self.result, self.out, progress=landed, **where)
+        with ProgressBar() as bar:
+            again = rerun(self.result, self.out, progress=bar.update, **where)
         print_rerun(again)
         if again.differences:
             raise SystemExit(FAILED)

@@ -25,7 +25,7 @@ except ImportError:  # not on Windows, where nothing is locked
 
 SECONDS_BETWEEN_CHECKPOINTS = 10.0
 LOCK = ".lock"
-BEGINNINGS = (LOCK, "config.tmp", "grid.tmp")  # what a process leaves that is killed before its run has a config
+BEGINNINGS = (LOCK, "environment.tmp", "environment.json", "config.tmp", "grid.tmp")  # before there is a config
 
 
 class RunFolder:
@@ -65,8 +65,8 @@ class RunFolder:
                 raise ValueError(f"{path} is not empty and holds no run; choose another folder")
             claim.enter_context(claimed(path))
             if is_new:
-                write_whole(file, yaml.safe_dump(about, sort_keys=False, allow_unicode=True))
                 write_whole(path / "environment.json", json.dumps(environment(), indent=2))
+                write_whole(file, yaml.safe_dump(about, sort_keys=False, allow_unicode=True))  # last: now it is a run
             else:
                 cls._check(path, about, resume)
             return cls(path, claim.pop_all())

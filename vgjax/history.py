@@ -163,9 +163,9 @@ def forget_after(folder: Path, step: int) -> None:
 
 
 def finish(folder: Path, whole: xr.Dataset) -> None:
-    """Write the whole history as `history.nc` and three tables; drop the chunks."""
-    _write(whole, folder / "history.nc")
+    """Write the whole history as three tables and `history.nc`, which says that all are there; drop the chunks."""
     write_tables(folder, whole)
+    _write(whole, folder / "history.nc")
     shutil.rmtree(folder / "history", ignore_errors=True)
 
 

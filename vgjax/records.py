@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import shutil
+import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
@@ -135,7 +136,14 @@ def _metric_writers() -> Any:
 
 
 def _open_writer(folder: Path) -> Any:
-    return _metric_writers().SummaryWriter(str(folder))
+    """A writer whose file begins with a word to a TensorBoard that is reading: forget what the file before it said."""
+    writer = _metric_writers().SummaryWriter(str(folder))
+    import tensorflow as tf
+
+    began = tf.compat.v1.SessionLog(status=tf.compat.v1.SessionLog.START)
+    event = tf.compat.v1.Event(wall_time=time.time(), step=0, session_log=began)
+    tf.raw_ops.ImportEvent(writer=writer._summary_writer._resource, event=event.SerializeToString())
+    return writer
 
 
 def _events(run: xr.Dataset) -> list[tuple[int, dict[str, Any], dict[str, np.ndarray]]]:

@@ -20,6 +20,7 @@ from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, T
 from rich.table import Table
 
 from vgjax.analysis import departure
+from vgjax.maps import best
 from vgjax.model import ModuleRow
 from vgjax.names import text_of
 
@@ -134,6 +135,13 @@ def print_rerun(again: Rerun) -> None:
     if again.changed:
         changes = [(name, *there_and_here) for name, there_and_here in again.changed.items()]
         print_table("made with", ("what", "there", "here"), changes)
+
+
+def print_empty_classes(empty: Sequence[int], classes: int) -> None:
+    """Classes that no network can learn; nothing where there are none."""
+    if empty:
+        have = "have" if len(empty) > 1 else "has"
+        print(f"classes     {len(empty)} of {classes} {have} no training example: {', '.join(map(str, empty))}")
 
 
 def print_prediction(band: xr.Dataset, infinite: xr.Dataset) -> None:
@@ -288,6 +296,17 @@ def _duration(seconds: float) -> str:
     if seconds < 90:
         return f"{seconds:.0f} s"
     return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
+
+
+def print_sweep(history: xr.Dataset, folder: Path) -> None:
+    """What came of a sweep, and where it is."""
+    print_best(best(history), "validation_accuracy")
+    lanes = history.sizes["lane"]
+    if diverged := int((history["first_bad_step"] >= 0).sum()):
+        print(f"diverged    {diverged} of {lanes} lanes: first_bad_step in {folder / 'lanes.csv'}")
+    if zeroed := int((history["clipped_to_zero"] > 0).any("evaluation").sum()):
+        print(f"clipped     {zeroed} of {lanes} lanes to zeros: clipped_to_zero in {folder / 'evaluations.csv'}")
+    print(f"history     {folder / 'history.nc'}\nstatistics  {folder / 'statistics.csv'}")
 
 
 def print_best(table: pd.DataFrame, value: str) -> None:

@@ -330,6 +330,9 @@ def _keep(folder: Path, grid: Grid, claim: contextlib.ExitStack) -> None:
     claim.enter_context(claimed(folder))
     write_whole(file, yaml.safe_dump(grids.as_plain(grid), sort_keys=False, allow_unicode=True))
     write_whole(folder / "environment.json", json.dumps(environment(), indent=2))
+    for finished in folder.glob("slices/*/history.nc"):  # perhaps by a process that was killed before it tidied up
+        for rest in ("history", "checkpoints"):
+            shutil.rmtree(finished.parent / rest, ignore_errors=True)
 
 
 def _plain(value: Any) -> Any:
