@@ -19,6 +19,7 @@ import tyro
 from tyro.conf import subcommand
 
 from vgjax.commands import DEFAULTS, FAILED, Clinic, Data, Diagnose, List, Predict, Show, Sweep, Train
+from vgjax.files import read_sealed
 from vgjax.settings import in_one_line, read_settings, seeds_as_words
 
 BAD_INPUT = 2
@@ -109,5 +110,7 @@ def _config_file(argv: list[str]) -> Path | None:
     scan.add_argument("--resume", action="store_true")
     known, _ = scan.parse_known_args(argv)
     if known.resume and known.out and not known.config_file and (known.out / "config.yaml").is_file():
-        return known.out / "config.yaml"
+        own = known.out / "config.yaml"
+        read_sealed(own)
+        return own
     return known.config_file

@@ -19,7 +19,7 @@ def environment() -> dict[str, Any]:
 
     return {
         "python": platform.python_version(),
-        "versions": {name: _version(name) for name in PACKAGES},
+        "versions": {name: version(name) for name in PACKAGES},
         "platform": platform.platform(),
         "cpus": os.cpu_count(),
         "devices": [str(device.device_kind) for device in jax.devices()],
@@ -46,7 +46,8 @@ def _git(top: Path, *arguments: str) -> str | None:
     return done.stdout.strip() if done.returncode == 0 else None
 
 
-def _version(package: str) -> str | None:
+def version(package: str) -> str | None:
+    """Of an installed package."""
     try:
         return importlib.metadata.version(package)
     except importlib.metadata.PackageNotFoundError:

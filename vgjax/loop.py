@@ -265,7 +265,7 @@ def _train(
     parts: list[xr.Dataset] = []
     if disk:
         there = jax.tree.map(lambda x: x[:n_lanes], state)
-        done, (lanes, state), parts = disk.resume((lanes, there), tensorboard)
+        done, (lanes, state), parts = disk.resume((lanes, there), [chunk.stop for chunk in chunks], tensorboard)
     shared, (lanes, state) = parallel.place(where, shared, _filled((lanes, state), compiled))
     chunk_program = programs.chunk_program(program, lane_bytes)
     landing = _Landing(config, program, shared, lanes, coordinates, about, params, lane_bytes, disk, parts, progress)

@@ -22,8 +22,7 @@ from vgjax.batches import check_sizes
 from vgjax.checks import check_names
 from vgjax.config import Config
 from vgjax.data import Dataset, load
-from vgjax.environment import environment
-from vgjax.folder import BEGINNINGS, claimed, write_whole
+from vgjax.folder import BEGINNINGS, check_made_with, claimed, read_plain, write_made_with, write_plain
 from vgjax.grid import Grid, Point
 from vgjax.loop import run
 from vgjax.names import text_of
@@ -290,7 +289,7 @@ def _read(file: Path) -> _There:
       ValueError: it is damaged.
     """
     try:
-        return _There.of(yaml.safe_load(file.read_text()))
+        return _There.of(read_plain(file))
     except (yaml.YAMLError, ValueError, AttributeError, KeyError, TypeError):
         problem = f"{file} is damaged; without its folder {file.parent} the points in it are run again"
         raise ValueError(problem) from None
@@ -325,8 +324,10 @@ def _keep(folder: Path, grid: Grid, claim: contextlib.ExitStack) -> None:
         raise ValueError(f"{folder} is not empty and holds no sweep; choose another folder")
     folder.mkdir(parents=True, exist_ok=True)
     claim.enter_context(claimed(folder))
-    write_whole(file, yaml.safe_dump(grids.as_plain(grid), sort_keys=False, allow_unicode=True))
-    write_whole(folder / "environment.json", json.dumps(environment(), indent=2))
+    if not is_new:
+        check_made_with(folder)
+    write_made_with(folder)
+    write_plain(file, grids.as_plain(grid))
 
 
 def _plain(value: Any) -> Any:
