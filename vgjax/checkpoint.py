@@ -7,18 +7,18 @@ for whole, and of others it complains from its threads.
 from __future__ import annotations
 
 import contextlib
-import errno
 import hashlib
 import logging
-import os
-from collections.abc import Iterator
-from functools import partial
+import sys
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
+
+from vgjax.files import named
 
 KEPT = 2
 SUMS = "SHA256SUMS"
@@ -28,7 +28,7 @@ def open_checkpoints(folder: Path) -> ocp.CheckpointManager:
     """The checkpoints of a run folder; the latest two are kept. No other process takes part."""
     directory, me = (folder / "checkpoints").absolute(), jax.process_index()
     directory.mkdir(parents=True, exist_ok=True)
-    logging.getLogger("absl").addFilter(_not_orbax)  # what it logs it raises too
+    _hush()
     options = ocp.CheckpointManagerOptions(
         preservation_policy=ocp.checkpoint_managers.LatestN(KEPT),
         enable_async_checkpointing=True,
@@ -41,7 +41,7 @@ def open_checkpoints(folder: Path) -> ocp.CheckpointManager:
 
 def save(manager: ocp.CheckpointManager, step: int, tree: Any) -> None:
     """Save in the background; a kill meanwhile leaves the checkpoint before."""
-    with _named(manager):
+    with named(Path(manager.directory)):
         manager.save(step, args=ocp.args.Composite(state=ocp.args.StandardSave(_plain(tree))), force=True)
 
 
@@ -57,13 +57,13 @@ def check(manager: ocp.CheckpointManager) -> None:
 
 def finish(manager: ocp.CheckpointManager) -> None:
     """Wait until what was saved is on disk; errors as `check`."""
-    with _named(manager):
+    with named(Path(manager.directory)):
         manager.wait_until_finished()
 
 
 def close(manager: ocp.CheckpointManager) -> None:
     """Wait as `finish`, and let go of the threads."""
-    with _named(manager):
+    with named(Path(manager.directory)):
         manager.close()
 
 
@@ -100,18 +100,6 @@ def restore(manager: ocp.CheckpointManager, like: Any) -> tuple[int, Any]:
     return step, jax.tree.map(lambda a, b: jax.random.wrap_key_data(b) if _is_key(a) else b, like, restored["state"])
 
 
-@contextlib.contextmanager
-def _named(manager: ocp.CheckpointManager) -> Iterator[None]:
-    """What TensorStore says of a full disk, in many lines, as an error of the system with the folder's name."""
-    try:
-        yield
-    except Exception as error:
-        known = getattr(error, "errno", None)
-        if code := known or next((code for code in errno.errorcode if os.strerror(code) in str(error)), None):
-            raise OSError(code, os.strerror(code), str(manager.directory)) from error
-        raise
-
-
 def _write_sums(directory: Path) -> None:
     """Called by Orbax when all of a checkpoint is written, and before it gets its name."""
     for folder in directory.glob("*.orbax-checkpoint-tmp*"):
@@ -141,8 +129,12 @@ def _sha256(file: Path) -> str:
         return hashlib.file_digest(content, "sha256").hexdigest()
 
 
-def _not_orbax(record: logging.LogRecord) -> bool:
-    return "orbax" not in record.pathname
+@cache
+def _hush() -> None:
+    """Of what Orbax raises, it and TensorStore tell on stderr too, from threads of their own."""
+    logging.getLogger("absl").addFilter(lambda record: "orbax" not in record.pathname)
+    before = sys.unraisablehook
+    sys.unraisablehook = lambda it: None if str(it.exc_value) == "Event loop is closed" else before(it)
 
 
 def _plain(tree: Any) -> Any:

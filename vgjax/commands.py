@@ -93,6 +93,10 @@ class Train:
                     result = run(self.config, settings, seeds, dataset=dataset, folder=folder, progress=landed, **how)
             except KeyboardInterrupt:
                 raise KeyboardInterrupt(self._advice(folder)) from None
+            except OSError as error:
+                if error.strerror and (folder / "config.yaml").exists():
+                    error.strerror += f"; {self._advice(folder)}"
+                raise
         if not parallel.is_first():
             return
         print_run(result.history, folder, self.tensorboard != "none")
@@ -179,6 +183,10 @@ class Sweep:
                     history = job.run(landed, lambda note: print(note, file=sys.stderr))
             except KeyboardInterrupt:
                 raise KeyboardInterrupt(f"stopped; go on with: {self._again(folder)}") from None
+            except OSError as error:
+                if error.strerror and (folder / "grid.yaml").exists():
+                    error.strerror += f"; stopped; go on with: {self._again(folder)}"
+                raise
         if not parallel.is_first():
             return
         print_best(maps.best(history), "validation_accuracy")

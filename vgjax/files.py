@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import os
 from collections.abc import Iterator
@@ -24,13 +25,24 @@ def whole(path: Path) -> Iterator[Path]:
     """
     temporary = path.with_suffix(".tmp")
     try:
-        yield temporary
-        os.replace(temporary, path)
-    except BaseException as error:
+        with named(path):
+            yield temporary
+            os.replace(temporary, path)
+    except BaseException:
         with contextlib.suppress(OSError):
             temporary.unlink()  # where the disk is full, half a file is in the way
-        if isinstance(error, OSError):
-            error.filename = str(path)
+        raise
+
+
+@contextlib.contextmanager
+def named(path: Path) -> Iterator[None]:
+    """Errors of the system get this path; so do libraries' own that tell of one, of a full disk say, in many lines."""
+    try:
+        yield
+    except Exception as error:
+        known = error.errno if isinstance(error, OSError) else None
+        if code := known or next((code for code in errno.errorcode if os.strerror(code) in str(error)), None):
+            raise OSError(code, os.strerror(code), str(path)) from error
         raise
 
 
