@@ -122,6 +122,7 @@ class RunFolder:
 
     def save(self, step: int, tree: Any) -> None:
         """Save a checkpoint."""
+        self._check_ours()
         checkpoint.save(self._checkpoints, step, tree)
         self._saved_at = time.monotonic()
 
