@@ -23,7 +23,20 @@ from vgjax.cli import main
 from vgjax.folder import claimed
 from vgjax.records import Records
 
-TRAIN = "train --dataset iris --hidden 8 6 --batch-size 25 --epochs 4 --cadence every(3) --activation tanh".split()
+TRAIN = [
+    "train",
+    "--dataset",
+    "iris",
+    "--hidden",
+    "8",
+    "6",
+    "--batch-size",
+    "25",
+    "--epochs",
+    "4",
+    "--activation",
+    "tanh",
+]
 LAST = 24  # steps, in chunks of 6
 GRID = """
 {dataset: iris, hidden: [8, 6], batch_size: 25, epochs: 4, cadence: every(3), product: {learning_rate: [0.1, 0.2]}}
@@ -110,8 +123,14 @@ def test_full_at_the_start(disk, capfd, undisturbed):
 
 @pytest.mark.parametrize(
     ("step", "free", "tensorboard"),
-    [(6, 0, "none"), (12, 8192, "none"), (12, 140_000, "none"), (12, 30_000, "all"), (LAST, 0, "all")]
-    + [(LAST, 80_000, "none")],
+    [
+        (6, 0, "none"),
+        (12, 8192, "none"),
+        (12, 140_000, "none"),
+        (12, 30_000, "all"),
+        (LAST, 0, "all"),
+        (LAST, 80_000, "none"),
+    ],
 )
 def test_full_in_the_middle(disk, capfd, at_step, undisturbed, step, free, tensorboard):
     """In the history, a checkpoint's or TensorBoard's thread, at the end: one line names it and how to go on."""

@@ -227,7 +227,7 @@ def idx_folder(folder: PathLike) -> Dataset:
 
     Raises:
       ValueError: a file is missing or damaged, or the files do not belong together. A changed pixel in a file that is
-        not gzipped cannot be seen, as the format has no checksum; but what was run with other files is not gone on with.
+        not gzipped cannot be seen, as the format has no checksum; but a run does not go on with other files.
     """
     folder = Path(folder)
     (train, train_labels), (test, test_labels) = _idx_split(folder, "train"), _idx_split(folder, "t10k|test")
@@ -237,7 +237,7 @@ def idx_folder(folder: PathLike) -> Dataset:
     flat, flat_test = train.reshape(len(train), -1), test.reshape(len(test), -1)
     digest = hashlib.sha256()
     for array in (flat, train_labels, flat_test, test_labels):
-        digest.update(array)
+        digest.update(array.tobytes())
     shape, source = train.shape[1:], f"IDX files in {folder}, SHA-256 {digest.hexdigest()[:16]}"
     return Dataset(str(folder), flat, train_labels, flat_test, test_labels, classes, shape, source)
 

@@ -136,6 +136,14 @@ class RunFolder:
         self._check_ours()
         history.finish(self.path, whole)
 
+    def __enter__(self) -> RunFolder:
+        return self
+
+    def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
+        """Close; where the disk has failed already, what fails now is a consequence."""
+        with contextlib.suppress(OSError) if isinstance(error, OSError) else contextlib.nullcontext():
+            self.close()
+
     def close(self) -> None:
         """Write what is queued, close every file and let go of the folder."""
         with self._claim:
@@ -202,13 +210,20 @@ def write_plain(file: Path, content: dict[str, Any]) -> None:
     write_sealed(file, yaml.safe_dump(content, sort_keys=False, allow_unicode=True).encode())
 
 
-def read_plain(file: Path) -> Any:
+def read_plain(file: Path) -> dict[str, Any]:
     """What `write_plain` wrote.
 
     Raises:
       ValueError: it is damaged.
     """
-    return yaml.safe_load(read_sealed(file))
+    content = read_sealed(file)
+    try:
+        plain = yaml.safe_load(content)
+    except (yaml.YAMLError, ValueError):
+        plain = None
+    if not isinstance(plain, dict):
+        raise ValueError(f"{file} is damaged: it holds no settings")
+    return plain
 
 
 def write_made_with(folder: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import bisect
+import contextlib
 import itertools
 import json
 from collections.abc import Callable, Sequence
@@ -133,13 +134,10 @@ def run(
     about |= {"paired": True} if paired else {}
     about |= {"lanes": lanes, "deepest": deepest} if lanes > n_lanes or deepest else {}
     disk = RunFolder.open(Path(folder), about, resume) if folder is not None else None
-    try:
+    with disk or contextlib.nullcontext():
         whole, trained = _train(
             config, program, chunks, shared, all_lanes, state, coordinates, about, disk, tensorboard, progress
         )
-    finally:
-        if disk:
-            disk.close()
     if deepest:
         trained = {kind: jax.device_get(jax.vmap(partial(of_depth, config))(x)) for kind, x in trained.items()}
     return Result(whole, trained)

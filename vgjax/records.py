@@ -83,6 +83,7 @@ class Records:
 
     def _write(self, part: xr.Dataset) -> None:
         with named(self._folder / "tensorboard"):
+            self._folder.stat()  # TensorFlow would make it again
             self._write_lanes(part)
 
     def _write_lanes(self, part: xr.Dataset) -> None:

@@ -14,7 +14,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import xarray as xr
-import yaml
 
 from vgjax import capacity, history, loop, parallel
 from vgjax import grid as grids
@@ -290,7 +289,7 @@ def _read(file: Path) -> _There:
     """
     try:
         return _There.of(read_plain(file))
-    except (yaml.YAMLError, ValueError, AttributeError, KeyError, TypeError):
+    except (ValueError, AttributeError, KeyError, TypeError):
         problem = f"{file} is damaged; without its folder {file.parent} the points in it are run again"
         raise ValueError(problem) from None
 
