@@ -23,20 +23,8 @@ from vgjax.cli import main
 from vgjax.folder import claimed
 from vgjax.records import Records
 
-TRAIN = [
-    "train",
-    "--dataset",
-    "iris",
-    "--hidden",
-    "8",
-    "6",
-    "--batch-size",
-    "25",
-    "--epochs",
-    "4",
-    "--activation",
-    "tanh",
-]
+TRAIN = ["train", "--dataset", "iris", "--hidden", "8", "6", "--activation", "tanh", "--batch-size", "25"]
+TRAIN += ["--epochs", "4", "--cadence", "every(3)"]
 LAST = 24  # steps, in chunks of 6
 GRID = """
 {dataset: iris, hidden: [8, 6], batch_size: 25, epochs: 4, cadence: every(3), product: {learning_rate: [0.1, 0.2]}}
