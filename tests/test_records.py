@@ -121,6 +121,7 @@ def a_history(**variables):
 
 def write_events(path, part):
     """What TensorBoard reads of one chunk."""
+    path.mkdir(exist_ok=True)
     records = Records(path)
     records.write(part)
     records.close()
