@@ -76,8 +76,7 @@ def _reproduce(options: Options) -> int:
     folder.mkdir(parents=True, exist_ok=True)
     for outcome in outcomes:
         for picture in outcome.pictures:
-            save(picture.figure, folder / picture.name)
-            picture.table.to_csv(folder / f"{picture.name}.csv", index=False)
+            save(picture.figure, folder / picture.name, picture.table)
     rows = [row for outcome in outcomes for row in outcome.rows]
     write_json(options.out / "reproduction.json", rows, made)
     page = write_page(options.out / "report.html", outcomes, folder, made)

@@ -13,7 +13,7 @@ import vgjax
 
 TOP = Path(vgjax.__file__).parent
 FLOORS = [  # from the bottom to the top; a room may import its own floor and those below
-    "names config environment stopping layers",
+    "names config environment files stopping layers",
     "settings grid activations initializers cadence",
     "data model optim stats theory profiles ensemble jacobian",
     "families",

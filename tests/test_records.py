@@ -121,6 +121,7 @@ def a_history(**variables):
 
 def write_events(path, part):
     """What TensorBoard reads of one chunk."""
+    path.mkdir(exist_ok=True)
     records = Records(path)
     records.write(part)
     records.close()
@@ -321,13 +322,14 @@ def test_chunk_files_are_whole(folder, tmp_path, monkeypatch):
     """A write that fails in the middle leaves no half file under a history's name."""
     part = load(folder).isel(evaluation=slice(0, 1))
 
-    def break_off(self, path, **_):
-        path.write_bytes(b"half")
-        raise OSError("disk full")
+    def break_off(*_):
+        raise OSError(28, "disk full")
 
-    monkeypatch.setattr(xr.Dataset, "to_netcdf", break_off)
-    with pytest.raises(OSError, match="disk full"):
+    monkeypatch.setattr("os.replace", break_off)
+    (tmp_path / "history").mkdir()
+    with pytest.raises(OSError, match="No space left"):
         history.write_chunk(tmp_path, part)
+    assert not list((tmp_path / "history").iterdir())
     with pytest.raises(ValueError, match="has no history"):
         load(tmp_path)
 

@@ -20,6 +20,7 @@ import tyro
 from tyro.conf import subcommand
 
 from vgjax.commands import DEFAULTS, FAILED, Clinic, Data, Diagnose, List, Predict, Rerun, Show, Sweep, Train
+from vgjax.files import read_sealed
 from vgjax.settings import in_one_line, read_settings, seeds_as_words
 from vgjax.stopping import exit_status
 
@@ -112,5 +113,7 @@ def _config_file(argv: list[str]) -> Path | None:
     scan.add_argument("--resume", nargs="?", const=True)  # what is given to it is for tyro to refuse
     known, _ = scan.parse_known_args(argv)
     if known.resume and known.out and not known.config_file and (known.out / "config.yaml").is_file():
-        return known.out / "config.yaml"
+        own = known.out / "config.yaml"
+        read_sealed(own)
+        return own
     return known.config_file

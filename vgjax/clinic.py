@@ -8,7 +8,6 @@ take beside the built-in ones. An activation gets its critical line.
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -28,6 +27,7 @@ from vgjax.config import Hypers
 from vgjax.data import load
 from vgjax.draws import SHAPES, Draws, Spectrum
 from vgjax.environment import environment
+from vgjax.files import whole
 from vgjax.initializers import INITIALIZERS, Initializer
 from vgjax.names import text_of
 from vgjax.parallel import in_float32
@@ -291,7 +291,6 @@ def write(report: Report, folder: Path) -> Path:
     text = as_json(content | report.numbers | {"environment": made})
     folder.mkdir(parents=True, exist_ok=True)
     page = write_html(folder / "clinic.html", "clinic.html", report=report, pictures=pictures, environment=made)
-    temporary = folder / "clinic.json.tmp"
-    temporary.write_text(text + "\n")
-    os.replace(temporary, folder / "clinic.json")
+    with whole(folder / "clinic.json") as temporary:
+        temporary.write_text(text + "\n")
     return page

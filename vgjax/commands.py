@@ -5,12 +5,14 @@ Rooms that need JAX are imported by the command that needs them, so that `--help
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import os
 import re
 import shlex
 import sys
 import time
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -85,17 +87,14 @@ class Train:
         advice = functools.partial(self._advice, folder)
         with joined(self.distributed):
             dataset = parallel.at_first(find) or find()  # which may have to be prepared, once
-            try:
-                with ProgressBar() as bar, stop_after_chunk(advice) as check:
+            with _advised(advice, folder / "config.yaml"), ProgressBar() as bar, stop_after_chunk(advice) as check:
 
-                    def landed(part: Any, total_steps: int) -> None:
-                        if parallel.is_first():
-                            bar.update(part, total_steps)
-                        check()
+                def landed(part: Any, total_steps: int) -> None:
+                    if parallel.is_first():
+                        bar.update(part, total_steps)
+                    check()
 
-                    result = run(self.config, settings, seeds, dataset=dataset, folder=folder, progress=landed, **how)
-            except KeyboardInterrupt as stop:
-                raise KeyboardInterrupt(advice(), *stop.args) from None
+                result = run(self.config, settings, seeds, dataset=dataset, folder=folder, progress=landed, **how)
         if not parallel.is_first():
             return
         with stop_at_once(advice):
@@ -172,18 +171,15 @@ class Sweep:
                 print_plan(job.plan)
             if self.dry_run:
                 return
-            try:
-                with ProgressBar() as bar, stop_after_chunk(advice) as check:
+            with _advised(advice, folder / "grid.yaml"), ProgressBar() as bar, stop_after_chunk(advice) as check:
 
-                    def landed(standing: Any) -> None:
-                        if parallel.is_first():
-                            where = f"slice {standing.number} of {standing.slices}  "
-                            bar.update(standing.part, standing.total, standing.done, where)
-                        check()
+                def landed(standing: Any) -> None:
+                    if parallel.is_first():
+                        where = f"slice {standing.number} of {standing.slices}  "
+                        bar.update(standing.part, standing.total, standing.done, where)
+                    check()
 
-                    history = job.run(landed, lambda note: print(note, file=sys.stderr))
-            except KeyboardInterrupt as stop:
-                raise KeyboardInterrupt(advice(), *stop.args) from None
+                history = job.run(landed, lambda note: print(note, file=sys.stderr))
         if not parallel.is_first():
             return
         with stop_at_once(advice):
@@ -425,6 +421,19 @@ class List:
         from vgjax.show import TOPICS, print_names
 
         print_names(self.topics or tuple(TOPICS))
+
+
+@contextlib.contextmanager
+def _advised(advice: Callable[[], str], file: Path) -> Iterator[None]:
+    """Say with an interruption how to go on, and with what the disk refuses too, once that file is there."""
+    try:
+        yield
+    except KeyboardInterrupt as stop:
+        raise KeyboardInterrupt(advice(), *stop.args) from None
+    except OSError as error:
+        if error.strerror and file.exists():
+            error.strerror += f"; {advice()}"
+        raise
 
 
 def _cores_are_devices() -> None:

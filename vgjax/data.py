@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import difflib
 import gzip
+import hashlib
 import io
 import json
 import logging
@@ -238,7 +239,7 @@ def idx_folder(folder: PathLike) -> Dataset:
 
     Raises:
       ValueError: a file is missing or damaged, or the files do not belong together. A changed pixel in a file that is
-        not gzipped cannot be seen: the format has no checksum.
+        not gzipped cannot be seen, as the format has no checksum; but a run does not go on with other files.
     """
     folder = Path(folder)
     (train, train_labels), (test, test_labels) = _idx_split(folder, "train"), _idx_split(folder, "t10k|test")
@@ -246,7 +247,10 @@ def idx_folder(folder: PathLike) -> Dataset:
         raise ValueError(f"{folder}: training images are {train.shape[1:]}, test images {test.shape[1:]}")
     classes = 1 + int(max(train_labels.max(), test_labels.max()))
     flat, flat_test = train.reshape(len(train), -1), test.reshape(len(test), -1)
-    shape, source = train.shape[1:], f"IDX files in {folder}"
+    digest = hashlib.sha256()
+    for array in (flat, train_labels, flat_test, test_labels):
+        digest.update(array.tobytes())
+    shape, source = train.shape[1:], f"IDX files in {folder}, SHA-256 {digest.hexdigest()[:16]}"
     return Dataset(str(folder), flat, train_labels, flat_test, test_labels, classes, shape, source)
 
 
@@ -316,13 +320,13 @@ def tfds_set(name: str, data_dir: PathLike | None = None, manual_dir: PathLike |
         variants = tfds.builder_cls(set_name).builder_configs
         if variant and variant not in variants:
             raise ValueError(f"data set {set_name!r} has no variant {variant!r}; {nearest(variant, variants)}")
-        with _in_one_line(name):
+        with _in_one_line(name, root):
             builder = tfds.builder(name, data_dir=root, try_gcs=False)
         _check_kind(tfds, name, builder.info)
         prepared = builder.data_path.is_dir()  # by TFDS itself, earlier
         if not prepared:
             _check_at_hand(name, builder.url_infos or {}, manual)
-        with _in_one_line(name):
+        with _in_one_line(name, Path(builder.data_path) if prepared else root):
             root.mkdir(parents=True, exist_ok=True)
             with tempfile.TemporaryDirectory(prefix=".preparing-", dir=root) as scratch:
                 if not prepared:
@@ -360,8 +364,8 @@ def _quiet_tfds() -> Iterator[Any]:
 
 
 @contextlib.contextmanager
-def _in_one_line(name: str) -> Iterator[None]:
-    """Says in one line what TFDS raises in many."""
+def _in_one_line(name: str, where: Path) -> Iterator[None]:
+    """Says in one line what TFDS raises in many; `where`: the folder that it reads or writes."""
     try:
         yield
     except Exception as error:  # builders are the code of many hands
@@ -373,7 +377,8 @@ def _in_one_line(name: str) -> Iterator[None]:
         line = next(iter(str(error).strip().splitlines()), "")
         if isinstance(error, requests.RequestException | DownloadError):
             raise DataUnavailable(f"data set {name!r}: a download failed ({line}); {ADVICE}") from None
-        raise ValueError(f"data set {name!r}: TFDS cannot prepare it ({type(error).__name__}: {line})") from error
+        what = f"{type(error).__name__}: {re.sub(r'{{.*?}} ', '', line)}"
+        raise ValueError(f"data set {name!r}: TFDS cannot prepare it ({what}); see {where}") from error
 
 
 def _check_kind(tfds: Any, name: str, info: Any) -> None:

@@ -20,6 +20,7 @@ from vgjax.case import Case, Finding, Reference, number
 from vgjax.config import Config, Hypers
 from vgjax.data import EMBEDDED, Dataset, default_data_dir, load
 from vgjax.ensemble import draw_networks
+from vgjax.files import whole
 from vgjax.report import as_json
 
 N_DRAWS = 32
@@ -108,9 +109,8 @@ def diagnose(history: xr.Dataset, dataset: Dataset | None = None, data_dir: str 
 def write(diagnosis: Diagnosis, folder: Path) -> Path:
     """`diagnosis.json` in a run's folder; the file is there whole or not at all."""
     path = folder / "diagnosis.json"
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text(diagnosis.as_json(), encoding="utf-8")
-    os.replace(temporary, path)
+    with whole(path) as temporary:
+        temporary.write_text(diagnosis.as_json(), encoding="utf-8")
     return path
 
 

@@ -20,7 +20,7 @@ def environment() -> dict[str, Any]:
 
     return {
         "python": platform.python_version(),
-        "versions": {name: _version(name) for name in PACKAGES},
+        "versions": {name: version(name) for name in PACKAGES},
         "platform": platform.platform(),
         "cpus": os.cpu_count(),
         "devices": [str(device.device_kind) for device in jax.devices()],
@@ -49,7 +49,8 @@ def _git(top: Path, *arguments: str) -> str | None:
 
 
 @functools.cache
-def _version(package: str) -> str | None:
+def version(package: str) -> str | None:
+    """Of an installed package."""
     try:
         return importlib.metadata.version(package)
     except importlib.metadata.PackageNotFoundError:

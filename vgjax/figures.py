@@ -22,6 +22,7 @@ from matplotlib.ticker import FuncFormatter, MaxNLocator
 from numpy.typing import ArrayLike
 
 from vgjax.environment import environment
+from vgjax.files import whole
 
 STYLE = Path(__file__).with_name("paper.mplstyle")
 MARKERS = "osD^vP*"
@@ -161,10 +162,8 @@ def write_signal(path: Path, rows: Mapping[str, xr.Dataset], names: Mapping[str,
     Returns:
       The PNG.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    save(signal(rows, names), path)
     tables = [row.to_dataframe().reset_index().assign(start=title) for title, row in rows.items()]
-    pd.concat(tables).to_csv(f"{path}.csv", index=False)
+    save(signal(rows, names), path, pd.concat(tables))
     return Path(f"{path}.png")
 
 
@@ -252,9 +251,16 @@ def as_png(figure: Figure) -> bytes:
     return picture.getvalue()
 
 
-def save(figure: Figure, path: Path) -> None:
-    """Write path.png and path.svg, which say (`Description`, JSON) with which versions, devices and commit."""
-    made = json.dumps({name: value for name, value in environment().items() if name != "date"})
+def save(figure: Figure, path: Path, table: pd.DataFrame) -> None:
+    """Write path.png, path.svg and, with the numbers, path.csv, each whole or not at all.
+
+    The pictures say (`Description`, JSON) with which versions, devices and commit they were made.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    made = {"Description": json.dumps({name: value for name, value in environment().items() if name != "date"})}
     with mpl.rc_context(fname=str(STYLE)):
-        figure.savefig(f"{path}.png", metadata={"Description": made})
-        figure.savefig(f"{path}.svg", metadata={"Date": None, "Description": made})
+        for kind, metadata in (("png", made), ("svg", made | {"Date": None})):
+            with whole(Path(f"{path}.{kind}")) as temporary:
+                figure.savefig(temporary, format=kind, metadata=metadata)
+    with whole(Path(f"{path}.csv")) as temporary:
+        table.to_csv(temporary, index=False)

@@ -8,7 +8,6 @@ into one `history.nc`, and its tables written as CSV.
 
 from __future__ import annotations
 
-import os
 import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -17,6 +16,7 @@ import numpy as np
 import xarray as xr
 
 from vgjax import stats
+from vgjax.files import read_sealed, whole, write_sealed
 
 # What is recorded: dimensions beyond (lane, record) or (lane, evaluation), and what it is [unit].
 VARIABLES: dict[str, tuple[tuple[str, ...], str]] = {
@@ -155,17 +155,26 @@ def write_chunk(folder: Path, part: xr.Dataset) -> None:
     _write(part, folder / "history" / f"until-{start:09d}.nc")
 
 
-def forget_after(folder: Path, step: int) -> None:
-    """Drop the chunks that end after `step`: they are about to be run again."""
+def forget_after(folder: Path, step: int) -> int:
+    """Drop the chunks that end after `step`: they are about to be run again. Merged ones can only go together.
+
+    Returns:
+      The step after which the history ends now.
+    """
+    merged = folder / "history.nc"
+    if merged.exists() and int(read(merged)["evaluated_at"].values[-1]) > step:
+        merged.unlink()
+        step = 0
     for path in _parts(folder):
         if int(path.stem.split("-")[1]) > step:
             path.unlink()
+    return step
 
 
-def finish(folder: Path, whole: xr.Dataset) -> None:
+def finish(folder: Path, history: xr.Dataset) -> None:
     """Write the whole history as three tables and `history.nc`, which says that all are there; drop the chunks."""
-    write_tables(folder, whole)
-    _write(whole, folder / "history.nc")
+    write_tables(folder, history)
+    _write(history, folder / "history.nc")
     shutil.rmtree(folder / "history", ignore_errors=True)
 
 
@@ -179,9 +188,8 @@ def write_tables(folder: Path, history: xr.Dataset) -> None:
             if next(d for d in TABLES.values() if d in v.dims) == dimension
         ]
         table = scalars[names].to_dataframe().reset_index()
-        temporary = folder / f".{file}.tmp"
-        table.to_csv(temporary, index=False)
-        os.replace(temporary, folder / file)
+        with whole(folder / file) as temporary:
+            table.to_csv(temporary, index=False)
 
 
 def load(folder: str | Path) -> xr.Dataset:
@@ -207,16 +215,14 @@ def read(path: Path) -> xr.Dataset:
     Raises:
       ValueError: it is damaged.
     """
+    content = read_sealed(path)
     try:
-        with xr.open_dataset(path, engine="netcdf4") as dataset:
+        with xr.open_dataset(content, engine="netcdf4") as dataset:
             return dataset.load().drop_encoding()
     except Exception as error:
         raise ValueError(f"{path} is damaged or is no history: {error}") from None
 
 
 def _write(dataset: xr.Dataset, path: Path) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_suffix(".tmp")
     encoding = {name: {"zlib": True, "complevel": 1} for name, v in dataset.data_vars.items() if "bin" in v.dims}
-    dataset.to_netcdf(temporary, engine="netcdf4", encoding=encoding)
-    os.replace(temporary, path)
+    write_sealed(path, dataset.to_netcdf(engine="netcdf4", encoding=encoding))

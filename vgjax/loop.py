@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import bisect
+import contextlib
 import itertools
 import json
 from collections.abc import Callable, Sequence
@@ -136,15 +137,12 @@ def run(
     about |= {"variables": "given"} if variables is not None else {}
     about |= {"lanes": lanes, "deepest": deepest} if lanes > n_lanes or deepest else {}
     disk = RunFolder.open(Path(folder), about, resume) if folder is not None else None
-    try:
+    with disk or contextlib.nullcontext():
         with_what = parallel.from_first(lambda: disk.made_with() if disk else json.dumps(environment()))
         made = {"shard": shard, "devices": devices or parallel.device_count(), "environment": with_what}
         whole, trained = _train(
             config, program, chunks, shared, all_lanes, state, coordinates, about, made, disk, tensorboard, progress
         )
-    finally:
-        if disk:
-            disk.close()
     if deepest:
         trained = {kind: jax.device_get(jax.vmap(partial(of_depth, config))(x)) for kind, x in trained.items()}
     return Result(whole, trained)
@@ -269,7 +267,7 @@ def _train(
     parts: list[xr.Dataset] = []
     if disk:
         there = jax.tree.map(lambda x: x[:n_lanes], state)
-        done, (lanes, state), parts = disk.resume((lanes, there), tensorboard)
+        done, (lanes, state), parts = disk.resume((lanes, there), [chunk.stop for chunk in chunks], tensorboard)
     shared, (lanes, state) = parallel.place(where, shared, _filled((lanes, state), compiled))
     chunk_program = programs.chunk_program(program)
     landing = _Landing(config, program, shared, lanes, coordinates, about, params, disk, parts, progress)

@@ -219,7 +219,5 @@ def write_plot(path: Path, history: xr.Dataset, spec: str, config: Config, hyper
             written = pd.concat([written, theory])
     else:
         figure = curves(table, plot.x, plot.y, label)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    save(figure, path)
-    written.to_csv(f"{path}.csv", index=False)
+    save(figure, path, written)
     return Path(f"{path}.png")

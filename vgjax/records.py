@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import shutil
@@ -13,6 +14,8 @@ from typing import Any, Literal
 
 import numpy as np
 import xarray as xr
+
+from vgjax.files import named
 
 Which = Literal["all", "first", "none"]
 
@@ -60,24 +63,31 @@ class Records:
             self.write(part)
 
     def write(self, part: xr.Dataset) -> None:
-        """Queue a chunk of the history."""
+        """Queue a chunk of the history, and raise what went wrong with those before."""
+        while self._written and self._written[0].done():
+            self._written.pop(0).result()
         self._written.append(self._queue.submit(self._write, part))
 
     def close(self) -> None:
         """Write what is queued, close the files, and raise what went wrong in the background."""
-        self._queue.submit(self._close).result()
-        self._queue.shutdown()
+        with self._queue:
+            self._written.append(self._queue.submit(self._close))
         for written in self._written:
             written.result()
 
     def _close(self) -> None:
-        for writer in self._writers.values():
-            writer.flush()
-            writer.close()
-        if self._log:
-            self._log[1]()
+        with named(self._folder / "tensorboard"), contextlib.ExitStack() as each:
+            if self._log:
+                each.callback(self._log[1])
+            for writer in self._writers.values():
+                each.callback(writer.close)  # which flushes
 
     def _write(self, part: xr.Dataset) -> None:
+        with named(self._folder / "tensorboard"):
+            self._folder.stat()  # TensorFlow would make it again
+            self._write_lanes(part)
+
+    def _write_lanes(self, part: xr.Dataset) -> None:
         lanes = {"all": range(part.sizes["lane"]), "first": range(1), "none": range(0)}[self._which]
         if not self._writers:
             _allow_open_files(len(lanes) * (1 + part.sizes.get("layer", 0)))
@@ -128,7 +138,8 @@ def _allow_open_files(more: int) -> None:
 
 def _metric_writers() -> Any:
     """CLU's; TensorFlow comes with them and takes seconds, so a run begins with this while it compiles."""
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    if os.environ.get("TF_CPP_MIN_LOG_LEVEL", "1") == "1":  # which JAX sets; TensorFlow warns of what it raises too
+        os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"
     os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")  # its notice is printed past the log level
     from clu import metric_writers
 
@@ -204,6 +215,14 @@ def histogram_metadata() -> Any:
     return metadata.create_summary_metadata(display_name=None, description="signed log₂ bins")
 
 
+class _Log(logging.FileHandler):
+    """A file whose errors are errors, not lines on stderr."""
+
+    def handleError(self, record: logging.LogRecord) -> None:
+        """Raise what is being handled."""
+        raise
+
+
 def _open_log(path: Path) -> tuple[Any, Callable[[], None]]:
     """CLU's logging writer, whose lines go to a file instead of the terminal; and how to close it."""
     from absl import logging as absl_logging
@@ -211,7 +230,7 @@ def _open_log(path: Path) -> tuple[Any, Callable[[], None]]:
 
     logger = absl_logging.get_absl_logger()
     before = logger.level, logger.propagate
-    handler = logging.FileHandler(path)
+    handler = _Log(path)
     handler.setFormatter(logging.Formatter("%(asctime)s %(message)s"))
     handler.addFilter(lambda record: record.module == "logging_writer")  # Orbax speaks through the same logger
     logger.addHandler(handler)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import base64
 import json
 import math
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,8 @@ from typing import Any
 import jinja2
 import numpy as np
 import xarray as xr
+
+from vgjax.files import whole
 
 
 def write_page(path: Path, sections: Sequence[Any], figures: Path, environment: Mapping[str, Any]) -> Path:
@@ -50,9 +51,8 @@ def write_html(path: Path, template: str, **values: Any) -> Path:
     templates = jinja2.Environment(loader=jinja2.PackageLoader("vgjax", ""), autoescape=True, trim_blocks=True)
     templates.filters |= {"number": number, "inline": _inline}
     page = templates.get_template(template).render(values)
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text(page)
-    os.replace(temporary, path)
+    with whole(path) as temporary:
+        temporary.write_text(page)
     return path.absolute()
 
 

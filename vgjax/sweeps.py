@@ -14,7 +14,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import xarray as xr
-import yaml
 
 from vgjax import capacity, history, loop, parallel
 from vgjax import grid as grids
@@ -23,7 +22,7 @@ from vgjax.checks import check_names
 from vgjax.config import Config
 from vgjax.data import Dataset, load
 from vgjax.environment import environment
-from vgjax.folder import BEGINNINGS, claimed, write_whole
+from vgjax.folder import BEGINNINGS, check_made_with, claimed, read_plain, write_made_with, write_plain
 from vgjax.grid import Grid, Point
 from vgjax.loop import run
 from vgjax.names import text_of
@@ -293,8 +292,8 @@ def _read(file: Path) -> _There:
       ValueError: it is damaged.
     """
     try:
-        return _There.of(yaml.safe_load(file.read_text()))
-    except (yaml.YAMLError, ValueError, AttributeError, KeyError, TypeError):
+        return _There.of(read_plain(file))
+    except (ValueError, AttributeError, KeyError, TypeError):
         problem = f"{file} is damaged; without its folder {file.parent} the points in it are run again"
         raise ValueError(problem) from None
 
@@ -328,8 +327,10 @@ def _keep(folder: Path, grid: Grid, claim: contextlib.ExitStack) -> None:
         raise ValueError(f"{folder} is not empty and holds no sweep; choose another folder")
     folder.mkdir(parents=True, exist_ok=True)
     claim.enter_context(claimed(folder))
-    write_whole(file, yaml.safe_dump(grids.as_plain(grid), sort_keys=False, allow_unicode=True))
-    write_whole(folder / "environment.json", json.dumps(environment(), indent=2))
+    if not is_new:
+        check_made_with(folder)
+    write_made_with(folder)
+    write_plain(file, grids.as_plain(grid))
     for finished in folder.glob("slices/*/history.nc"):  # perhaps by a process that was killed before it tidied up
         for rest in ("history", "checkpoints"):
             shutil.rmtree(finished.parent / rest, ignore_errors=True)
