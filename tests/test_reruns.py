@@ -14,6 +14,7 @@ import pytest
 import xarray as xr
 
 from vgjax.cli import main
+from vgjax.files import write_sealed
 from vgjax.reruns import rerun
 
 TRAIN = "train --dataset iris --hidden 8 8 --epochs 2 --batch-size 50 --seeds 5 9 --sigma-w 1.3 --tensorboard none"
@@ -45,7 +46,7 @@ def altered(finished: Path, tmp_path: Path, change: dict[str, object] | None = N
     history.attrs["environment"] = json.dumps(made)
     history.attrs |= change or {}
     path = tmp_path / "altered.nc"
-    history.to_netcdf(path)
+    write_sealed(path, history.to_netcdf(engine="netcdf4"))
     return path
 
 
@@ -93,9 +94,9 @@ def test_another_seed_makes_other_numbers(finished: Path, tmp_path: Path) -> Non
     [
         (lambda folder: (folder / "history.nc").unlink(), "run is not finished; allowed: the folder of a finished run"),
         (shutil.rmtree, "run holds no result; allowed: the folder of a finished run or sweep, or its history.nc"),
-        (lambda folder: (folder / "history.nc").write_bytes(b"no"), "history.nc is damaged or is no history"),
+        (lambda folder: (folder / "history.nc").write_bytes(b"no"), "history.nc is damaged"),
         (
-            lambda folder: xr.Dataset({"x": 1.0}).to_netcdf(folder / "history.nc"),
+            lambda folder: write_sealed(folder / "history.nc", xr.Dataset({"x": 1.0}).to_netcdf(engine="netcdf4")),
             "does not say how it was made; allowed: the history of a run or a sweep",
         ),
     ],
