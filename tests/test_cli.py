@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 import yaml
 
-from vgjax import commands, history, optim, parallel, records, show
+from vgjax import commands, history, optim, parallel, records, show, training
 from vgjax.cli import main, parse
 from vgjax.config import Config, Hypers
 from vgjax.data import DATASETS, EMBEDDED, load
@@ -79,7 +79,7 @@ def test_every_field_is_an_option_with_its_default_and_unit(capsys):
 
 
 def test_choices_and_topics_are_those_of_the_rooms():
-    hints = get_type_hints(commands.Train)
+    hints = get_type_hints(training.Train)
     assert get_args(hints["tensorboard"]) == get_args(records.Which)
     assert get_args(hints["shard"]) == get_args(parallel.Sharding)
     assert get_args(commands.Topic) == tuple(show.TOPICS)
@@ -438,7 +438,7 @@ def test_out_where_no_folder_can_be(capsys):
 
 def test_the_default_folder_says_what_is_in_it(monkeypatch):
     config = Config(dataset="./my data", activation="leaky_relu(0.2)", initializer="module:function")
-    name = commands._new_folder(config)
+    name = training.new_folder(config)
     assert re.fullmatch(r"runs/my_data-leaky_relu_0\.2-module_function-\d{8}-\d{6}", str(name))
     assert main([*SMALL, "--epochs", "1"]) == 0
     assert re.fullmatch(r"iris-relu-he_normal-\d{8}-\d{6}", next(Path("runs").iterdir()).name)

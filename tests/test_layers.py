@@ -29,7 +29,8 @@ FLOORS = [  # from the bottom to the top; a room may import its own floor and th
     "trials verdicts signal_rules step_rules figures map_figures report",
     "clinic diagnosis",
     "show",
-    "commands",
+    "options",
+    "training commands",
     "cli __main__",
 ]
 FLOOR = {room: i for i, rooms in enumerate(FLOORS) for room in rooms.split()}

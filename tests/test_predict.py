@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import re
 from pathlib import Path
 
 import pandas as pd
 import pytest
+from PIL import Image
 
 from vgjax import analysis, history
 from vgjax.cli import main
@@ -35,7 +37,11 @@ def test_predict_prints_and_draws(capsys):
         sigma_w2, q = (float(infinite[column].sel(layer=name)) for column in ("sigma_w2", "q"))
         assert re.search(rf"^{name} .* {sigma_w2:.4g} +{q:.4g} .* {delta:.3g} \(", out, re.M)
     assert f"decay       {float(band['predicted_decay']):.3g} (" in out
-    assert {path.name for path in Path("here").iterdir()} == {"p.png", "p.svg", "p.csv"}
+    assert {path.name for path in Path("here").iterdir()} == {"p.png", "p.svg", "p.csv", "p.json"}
+    made = json.loads(Path("here/p.json").read_text())
+    assert made["config"]["hidden"] == [20, 20, 20] and made["hypers"][0]["sigma_w"] == 1.5 and made["draws"] == 64
+    assert {"versions", "commit", "devices", "date"} <= set(made["environment"])
+    assert "jax" in json.loads(Image.open("here/p.png").text["Description"])["versions"]
     table = pd.read_csv("here/p.csv")
     for _, row in table.iterrows():
         wanted = float(band["predicted"].sel(signal=row["signal"], layer=row["layer"]))

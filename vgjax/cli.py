@@ -19,10 +19,12 @@ from typing import Annotated, Any, Union
 import tyro
 from tyro.conf import subcommand
 
-from vgjax.commands import DEFAULTS, FAILED, Clinic, Data, Diagnose, List, Predict, Rerun, Show, Sweep, Train
+from vgjax.commands import Clinic, Data, Diagnose, List, Predict, Show
 from vgjax.files import read_sealed
+from vgjax.options import DEFAULTS, FAILED
 from vgjax.settings import in_one_line, read_settings, seeds_as_words
 from vgjax.stopping import exit_status
+from vgjax.training import Rerun, Sweep, Train
 
 BAD_INPUT = 2
 DESCRIPTION = "See how the gradient signal fares, layer by layer: measured, predicted by theory, and explained."
