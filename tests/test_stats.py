@@ -92,6 +92,14 @@ def test_subnormals_are_no_exact_zeros():
     assert have["gradient_zero_fraction"] == 0.25
 
 
+def test_what_low_precision_loses_ends_where_it_rounds_to_zero():
+    """2⁻²⁵ and 2⁻¹³⁴ round to zero in their types, the next float32 does not."""
+    have = found(from_bits([[0x33000000, 0x33000001, 0x3F800000, 0x3F800000]]))
+    assert have["gradient_float16_underflow"] == 0.25 and have["gradient_bfloat16_underflow"] == 0
+    have = found(from_bits([[0x00008000, 0x80008000, 0x00008001, 0x80008001, 0x3F800000]]))
+    assert have["gradient_bfloat16_underflow"] == pytest.approx(0.4) and have["gradient_zero_fraction"] == 0
+
+
 def test_many_small_terms_are_not_lost():
     """The sum over a million elements keeps float32's digits."""
     g = np.full((1000, 1000), 0.1, np.float32)
@@ -141,6 +149,18 @@ def test_the_three_points(size):
     assert found.keys() == want.keys()
     for name, value in want.items():
         assert float(found[name][0]) == pytest.approx(value, rel=2e-5, abs=0), name
+
+
+def test_clipping_may_also_enlarge():
+    """An element counts as clipped whichever way it was changed."""
+    raw, clipped = jnp.array([[1.0, -1.0, 2.0, 3.0]]), jnp.array([[2.0, -3.0, 1.0, 3.0]])
+    assert stats.point_statistics(*map(tree_of, (raw, clipped, raw)))["clipped_fraction"][0] == 0.75
+
+
+def test_every_layer_needs_its_slope():
+    layers = groups({"layer_1": jnp.ones((2, 3)), "layer_2": jnp.ones((2, 3))})
+    with pytest.raises(ValueError, match="shorter"):
+        stats.activation_statistics(layers, layers, [1.0])
 
 
 def test_a_vanished_point_has_no_direction():
