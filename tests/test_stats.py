@@ -218,6 +218,22 @@ def test_activations_deltas_noise_and_decay(size, masked):
         np.testing.assert_allclose(found[name], values, rtol=2e-5, atol=0, err_msg=name)
 
 
+def test_decay_through_three_layers():
+    """Every layer over the one above it, with that one's weights and its own slopes."""
+    rng = np.random.default_rng(8)
+    deltas = [rng.normal(size=(6, 4)) * size for size in (1e-25, 1e-3, 1e20)]
+    slopes, w = rng.uniform(0.2, 1, size=(3, 6, 4)), rng.normal(size=(3, 4, 4))
+    tree = {f"layer_{i}": {"kernel": jnp.asarray(a, jnp.float32)} for i, a in enumerate(w, 1)}
+    layers = [groups({f"layer_{i}": jnp.asarray(a, jnp.float32) for i, a in enumerate(x, 1)}) for x in (slopes, deltas)]
+    found = stats.decay_statistics(tree, *layers, jnp.float32(6))
+    size = np.array([np.linalg.norm(d) for d in deltas])
+    gain, slope = np.sqrt((w[1:] ** 2).sum((1, 2)) / 4), np.sqrt((slopes[:-1] ** 2).mean((1, 2)))
+    ratio = size[:-1] / size[1:]
+    want = {"ratio": ratio, "weight_gain": gain, "slope": slope, "alignment": ratio / gain / slope}
+    for name, values in want.items():
+        np.testing.assert_allclose(found[f"decay_{name}"], [*values, np.nan], rtol=2e-5, atol=0, err_msg=name)
+
+
 def test_planted_infinities_in_deltas():
     """A bad layer says so, its neighbour's own numbers stay right."""
     deltas = groups({"layer_1": jnp.ones((2, 3)), "layer_2": jnp.ones((2, 3)).at[0, 0].set(jnp.nan)})
