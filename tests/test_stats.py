@@ -287,6 +287,18 @@ def test_one_vanished_layer_spoils_no_other(size):
         assert float(found["gradient_log10_rms"][i]) == pytest.approx(want["gradient_log10_rms"], rel=0, abs=2e-6)
 
 
+def test_layers_of_a_stack_count_their_own_elements():
+    """Three layers in one array beside one by itself, zeros and small numbers among them, some in either type lost."""
+    rng = np.random.default_rng(9)
+    stack, single = rng.normal(size=(3, 5, 4)).astype(np.float32), rng.normal(size=(4, 2)).astype(np.float32)
+    stack[0, :2], stack[1, 0], stack[2, 0, 0], stack[2, 1] = 0, 1e-9, 0, from_bits(0x00000007)
+    tree = {"blocks": {"kernel": jnp.asarray(stack)}, "head": {"kernel": jnp.asarray(single)}}
+    have = jax.jit(lambda tree: stats.norm_statistics(tree, "blocks") | stats.gradient_statistics(tree, "blocks"))(tree)
+    for i, layer in enumerate([*stack, single]):
+        for name, value in expected(layer).items():
+            assert float(have[name][i]) == pytest.approx(value, rel=5e-6, abs=1e-30), (name, i)
+
+
 def test_norm_and_rms():
     """The two alone say what the record says."""
     g = (np.random.default_rng(2).normal(size=(30, 20)) * 1e-30).astype(np.float32)
