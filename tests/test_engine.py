@@ -20,7 +20,18 @@ from vgjax.history import load
 from vgjax.model import initial_variables
 from vgjax.names import text_of
 from vgjax.settings import Settings, settings_from
-from vgjax.train import Lane, Program, Shared, initial_state, purpose_key, record, train_step
+from vgjax.train import (
+    Lane,
+    Plan,
+    Program,
+    Shared,
+    fresh_state,
+    initial_state,
+    purpose_key,
+    record,
+    run_chunk,
+    train_step,
+)
 
 engine = importlib.import_module("vgjax.loop")
 ALONE = parallel.Layout(1, "lanes")
@@ -376,6 +387,20 @@ def test_the_incomplete_batch_counts_its_own_examples(norm, reduction):
             have = after.variables["batch_stats"][name]
             np.testing.assert_allclose(have["var"], 0.99 + 0.01 * moment["var"], rtol=1e-6)
             np.testing.assert_allclose(have["mean"], 0.01 * moment["mean"], rtol=1e-4, atol=1e-7)
+
+
+def test_an_infinite_loss_of_finite_parameters_is_told():
+    """Saturated layers pass no gradient on; the last one's logits are so far apart that their losses' sum overflows."""
+    program, shared, lane = pieces(changed(reduction="sum"))
+    plan = Plan(jnp.int32(0), jnp.array([1, 0]), jnp.int32(0), jnp.bool_(False))
+    variables = initial_state(program, shared, lane).variables
+    size = {"layer_1": 1e6, "layer_2": 1e6, "layer_3": 1e38}
+    params = {name: jax.tree.map(lambda w, by=size[name]: w * by, leaf) for name, leaf in variables["params"].items()}
+    state = fresh_state(program, shared, (lane, {**variables, "params": params}))
+    after, _, evaluation = jax.jit(run_chunk, static_argnums=0)(program, shared._replace(plan=plan), (lane, state))
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(after.variables["params"]))
+    assert not np.isfinite(evaluation["train_loss"])
+    assert evaluation["finite"].dtype == bool and not evaluation["finite"]
 
 
 def test_two_devices_see_and_record_the_whole_batch():
