@@ -74,6 +74,7 @@ Drawn with seed {seed}: places of `vgjax/theory.py`, `stats.py`, `optim.py` and 
 operator, a number, a condition, a loop or a decorator, within its kind (`-` for `+`, not `<<`); annotations are left
 out. A mutant is killed when a test fails, or the tests need three times their CPU time and half a minute more. How:
 [`mutants.py`](mutants.py), `make mutants`. Every mutant with the test that killed it: [`result.json`](result.json).
+Tests were added for those that survived a first round; survivors with a reason below met that round's tests alone.
 
 | module | places | mutants | drawn | killed | equivalent | killed of drawn | killed of those not equivalent |
 | --- | --- | --- | --- | --- | --- | --- | --- |
@@ -84,7 +85,7 @@ NumPy {numpy}, Python {python}.
 
 ## Survivors
 
-| where | the line | the mutant | why it does the same |
+| where | the line | the mutant | why it does the same, or as well |
 | --- | --- | --- | --- |
 {alive}
 """
