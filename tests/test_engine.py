@@ -20,7 +20,18 @@ from vgjax.history import load
 from vgjax.model import initial_variables
 from vgjax.names import text_of
 from vgjax.settings import Settings, settings_from
-from vgjax.train import Lane, Program, Shared, initial_state, purpose_key, train_step
+from vgjax.train import (
+    Lane,
+    Plan,
+    Program,
+    Shared,
+    fresh_state,
+    initial_state,
+    purpose_key,
+    record,
+    run_chunk,
+    train_step,
+)
 
 engine = importlib.import_module("vgjax.loop")
 ALONE = parallel.Layout(1, "lanes")
@@ -357,6 +368,39 @@ def test_the_incomplete_batch_counts_its_own_examples(norm, reduction):
             have = after.variables["batch_stats"][name]
             np.testing.assert_allclose(have["var"], 0.99 + 0.01 * moment["var"], rtol=1e-6)
             np.testing.assert_allclose(have["mean"], 0.01 * moment["mean"], rtol=1e-4, atol=1e-7)
+
+
+def test_an_infinite_loss_of_finite_parameters_is_told():
+    """Saturated layers pass no gradient on; the last one's logits are so far apart that their losses' sum overflows."""
+    program, shared, lane = pieces(changed(reduction="sum"))
+    plan = Plan(jnp.int32(0), jnp.array([1, 0]), jnp.int32(0), jnp.bool_(False))
+    variables = initial_state(program, shared, lane).variables
+    size = {"layer_1": 1e6, "layer_2": 1e6, "layer_3": 1e38}
+    params = {name: jax.tree.map(lambda w, by=size[name]: w * by, leaf) for name, leaf in variables["params"].items()}
+    state = fresh_state(program, shared, (lane, {**variables, "params": params}))
+    after, _, evaluation = jax.jit(run_chunk, static_argnums=0)(program, shared._replace(plan=plan), (lane, state))
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(after.variables["params"]))
+    assert not np.isfinite(evaluation["train_loss"])
+    assert evaluation["finite"].dtype == bool and not evaluation["finite"]
+
+
+def test_two_devices_see_and_record_the_whole_batch():
+    """Half of a masked batch on either end of a device axis: record and averages are those of the whole."""
+    program, shared, lane = pieces(changed(norm="batch", last_batch="keep", record=("all",)))
+    state, batch = initial_state(program, shared, lane), batch_of(program, shared, lane, 3)
+
+    def step(where, batch):
+        here = program._replace(where=where)
+        after, outcome, view = train_step(here, lane, state, batch)
+        return record(here, outcome, view), after.variables["batch_stats"]
+
+    one = jax.jit(lambda batch: step(ALONE, batch))(batch)
+    halves = jax.tree.map(lambda x: jnp.stack([x[::2], x[1::2]]), batch)
+    split = jax.vmap(lambda batch: step(parallel.Layout(2, "batch"), batch), axis_name=parallel.AXIS)
+    for (path, want), have in zip(jax.tree.leaves_with_path(one), jax.tree.leaves(jax.jit(split)(halves)), strict=True):
+        size = np.abs(np.nan_to_num(want)).max()
+        for end in have:
+            np.testing.assert_allclose(end, want, rtol=1e-4, atol=1e-5 * size, err_msg=jax.tree_util.keystr(path))
 
 
 def test_progress_and_given_variables(eight_lanes):

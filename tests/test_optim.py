@@ -136,6 +136,15 @@ def test_each_clip(clip, threshold):
     assert is_cut == (threshold == 0.3 and clip != "none")
 
 
+@pytest.mark.parametrize("clip", CLIPS)
+def test_a_step_keeps_the_form_of_the_state(clip):
+    """As a loop of compiled steps needs it."""
+    tx = make_optimizer(Config(clip=clip, optimizer="momentum"), Hypers(LR, clip_threshold=1.0), 10)
+    one = jnp.ones((2, 2))
+    state = tx.init(one)
+    assert jax.tree.structure(tx.update(one, state, one)[1]) == jax.tree.structure(state)
+
+
 @pytest.mark.parametrize("decay", ["l2", "decoupled"])
 def test_decay_of_weights_alone(decay):
     """l2 goes through the momentum, decoupled decay past it; biases and scalars are left out of both."""

@@ -92,6 +92,14 @@ def test_subnormals_are_no_exact_zeros():
     assert have["gradient_zero_fraction"] == 0.25
 
 
+def test_what_low_precision_loses_ends_where_it_rounds_to_zero():
+    """2⁻²⁵ and 2⁻¹³⁴ round to zero in their types, the next float32 does not."""
+    have = found(from_bits([[0x33000000, 0x33000001, 0x3F800000, 0x3F800000]]))
+    assert have["gradient_float16_underflow"] == 0.25 and have["gradient_bfloat16_underflow"] == 0
+    have = found(from_bits([[0x00008000, 0x80008000, 0x00008001, 0x80008001, 0x3F800000]]))
+    assert have["gradient_bfloat16_underflow"] == pytest.approx(0.4) and have["gradient_zero_fraction"] == 0
+
+
 def test_many_small_terms_are_not_lost():
     """The sum over a million elements keeps float32's digits."""
     g = np.full((1000, 1000), 0.1, np.float32)
@@ -141,6 +149,18 @@ def test_the_three_points(size):
     assert found.keys() == want.keys()
     for name, value in want.items():
         assert float(found[name][0]) == pytest.approx(value, rel=2e-5, abs=0), name
+
+
+def test_clipping_may_also_enlarge():
+    """An element counts as clipped whichever way it was changed."""
+    raw, clipped = jnp.array([[1.0, -1.0, 2.0, 3.0]]), jnp.array([[2.0, -3.0, 1.0, 3.0]])
+    assert stats.point_statistics(*map(tree_of, (raw, clipped, raw)))["clipped_fraction"][0] == 0.75
+
+
+def test_every_layer_needs_its_slope():
+    layers = groups({"layer_1": jnp.ones((2, 3)), "layer_2": jnp.ones((2, 3))})
+    with pytest.raises(ValueError, match="shorter"):
+        stats.activation_statistics(layers, layers, [1.0])
 
 
 def test_a_vanished_point_has_no_direction():
@@ -198,6 +218,22 @@ def test_activations_deltas_noise_and_decay(size, masked):
         np.testing.assert_allclose(found[name], values, rtol=2e-5, atol=0, err_msg=name)
 
 
+def test_decay_through_three_layers():
+    """Every layer over the one above it, with that one's weights and its own slopes."""
+    rng = np.random.default_rng(8)
+    deltas = [rng.normal(size=(6, 4)) * size for size in (1e-25, 1e-3, 1e20)]
+    slopes, w = rng.uniform(0.2, 1, size=(3, 6, 4)), rng.normal(size=(3, 4, 4))
+    tree = {f"layer_{i}": {"kernel": jnp.asarray(a, jnp.float32)} for i, a in enumerate(w, 1)}
+    layers = [groups({f"layer_{i}": jnp.asarray(a, jnp.float32) for i, a in enumerate(x, 1)}) for x in (slopes, deltas)]
+    found = stats.decay_statistics(tree, *layers, jnp.float32(6))
+    size = np.array([np.linalg.norm(d) for d in deltas])
+    gain, slope = np.sqrt((w[1:] ** 2).sum((1, 2)) / 4), np.sqrt((slopes[:-1] ** 2).mean((1, 2)))
+    ratio = size[:-1] / size[1:]
+    want = {"ratio": ratio, "weight_gain": gain, "slope": slope, "alignment": ratio / gain / slope}
+    for name, values in want.items():
+        np.testing.assert_allclose(found[f"decay_{name}"], [*values, np.nan], rtol=2e-5, atol=0, err_msg=name)
+
+
 def test_planted_infinities_in_deltas():
     """A bad layer says so, its neighbour's own numbers stay right."""
     deltas = groups({"layer_1": jnp.ones((2, 3)), "layer_2": jnp.ones((2, 3)).at[0, 0].set(jnp.nan)})
@@ -249,6 +285,18 @@ def test_one_vanished_layer_spoils_no_other(size):
         for name in ("gradient_norm", "gradient_rms"):
             assert float(found[name][i]) == pytest.approx(want[name], rel=3e-6, abs=0), name
         assert float(found["gradient_log10_rms"][i]) == pytest.approx(want["gradient_log10_rms"], rel=0, abs=2e-6)
+
+
+def test_layers_of_a_stack_count_their_own_elements():
+    """Three layers in one array beside one by itself, zeros and small numbers among them, some in either type lost."""
+    rng = np.random.default_rng(9)
+    stack, single = rng.normal(size=(3, 5, 4)).astype(np.float32), rng.normal(size=(4, 2)).astype(np.float32)
+    stack[0, :2], stack[1, 0], stack[2, 0, 0], stack[2, 1] = 0, 1e-9, 0, from_bits(0x00000007)
+    tree = {"blocks": {"kernel": jnp.asarray(stack)}, "head": {"kernel": jnp.asarray(single)}}
+    have = jax.jit(lambda tree: stats.norm_statistics(tree, "blocks") | stats.gradient_statistics(tree, "blocks"))(tree)
+    for i, layer in enumerate([*stack, single]):
+        for name, value in expected(layer).items():
+            assert float(have[name][i]) == pytest.approx(value, rel=5e-6, abs=1e-30), (name, i)
 
 
 def test_norm_and_rms():

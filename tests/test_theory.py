@@ -78,6 +78,13 @@ def test_pair_means_at_the_ends_are_single_means(name, sign):
     assert theory.chi(sign, 0.8, 1.0, name) == pytest.approx(product, rel=1e-10, abs=1e-12)
 
 
+def test_correlations_that_rounding_put_beyond_one_count_as_one():
+    beyond = np.array([1.0, -1.0]) * (1 + 1e-12)
+    np.testing.assert_allclose(
+        theory.product(0.8, 0.8, beyond, "elu"), theory.product(0.8, 0.8, np.sign(beyond), "elu")
+    )
+
+
 @pytest.mark.parametrize("q", [1e-8, 0.7, 50.0, 1e9])
 def test_relu_closed_forms(q):
     c = np.linspace(-1, 1, 21)
@@ -172,7 +179,23 @@ def test_what_no_tailored_slope_can_do(layers, target):
         theory.tailored_slope(layers, target)
 
 
+def test_how_far_a_tailored_slope_can_come():
+    """Two layers of ReLU map 0 to 1/π, and that to (√(1 − c²) + (π − arccos c) c)/π."""
+    c = 1 / np.pi
+    most = (np.sqrt(1 - c**2) + (np.pi - np.arccos(c)) * c) / np.pi
+    with pytest.raises(ValueError, match=f"target 0.9 is not allowed with 2 layers; allowed: from 0 to {most:.4g}$"):
+        theory.tailored_slope(2)
+
+
 # Fixed points and depth scales
+
+
+def test_lengths_that_swing_settle_at_once():
+    """cos: E[cos²(√q z)] = (1 + e^(−2q))/2 falls with q, so that the length map has a negative slope at q*."""
+    fixed = theory.fixed_point(jnp.cos, 1.0)
+    assert fixed.q == pytest.approx((1 + np.exp(-2 * fixed.q)) / 2, rel=1e-11)
+    assert fixed.xi_q == 0
+    assert fixed.chi1 == pytest.approx((1 - np.exp(-2 * fixed.q)) / 2, rel=1e-10)
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,407 @@
+"""Mutation testing: small changes of the arithmetic, one at a time, that the tests ought to notice.
+
+Cosmic Ray finds the places and makes the changes. The runs are our own: every mutant is a fork of a process that has
+JAX imported and not started, and lives in memory alone, so that no file changes and a mutant costs seconds; it meets
+the tests that call its function, quickest first, until one fails.
+"""
+
+from __future__ import annotations
+
+import argparse
+import ast
+import datetime
+import difflib
+import importlib.metadata
+import itertools
+import json
+import os
+import platform
+import random
+import resource
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import yaml
+
+HERE = Path(__file__).parent
+ROOT = HERE.parents[1]
+WORK = ROOT / "build" / "mutation"
+SEED = 20261122
+PLAN = {  # how many mutants of each module, and the tests that know it
+    "theory": (70, ["theory", "profiles"]),
+    "stats": (60, ["stats"]),
+    "optim": (40, ["optim"]),
+    "train": (40, ["engine", "gradients"]),
+}
+LEFT_OUT = (  # of these files: they compile for long, and about what other rooms do
+    "compiled",
+    "explod",
+    "lane_is_the_run_alone",
+    "normalised_and_residual",
+    "progress_and",
+    "reference_is_the_derivative",
+    "says_what_was_run",
+    "shares_their_program",
+    "slices_of_lanes",
+    "tutorials_network",
+)
+QUIET = ["-W", "ignore::pytest.PytestAssertRewriteWarning"]  # Hypothesis is imported before
+TOO_SLOW = 20.0  # CPU seconds: tests above this are left out
+FIRST = 5.0  # CPU seconds of tests in the first round; what survives them meets all tests
+ARITHMETIC = {"Add", "Sub", "Mul", "Div", "FloorDiv", "Mod", "Pow"}
+OUTCOMES = {
+    0: "survived",
+    1: "killed",
+    2: "killed at import",  # by the files of tests
+    4: "killed at import",  # by tests/conftest.py
+    -signal.SIGXCPU: "killed by its limit of time",
+    -signal.SIGSEGV: "killed by a crash",
+    -signal.SIGABRT: "killed by a crash",
+}
+KINDS = (ARITHMETIC, {"BitOr", "BitAnd", "BitXor", "LShift", "RShift"}, {"Is", "IsNot"})
+
+PAGE = """# Mutation testing
+
+Drawn with seed {seed}: places of `vgjax/theory.py`, `stats.py`, `optim.py` and `train.py`, and at each one change of an
+operator, a number, a condition, a loop or a decorator, within its kind (`-` for `+`, not `<<`); annotations are left
+out. A mutant is killed when a test fails, or the tests need three times their CPU time and half a minute more. How:
+[`mutants.py`](mutants.py), `make mutants`. Every mutant with the test that killed it: [`result.json`](result.json).
+Tests were added for those that survived a first round; survivors with a reason below met that round's tests alone.
+
+| module | places | mutants | drawn | killed | equivalent | killed of drawn | killed of those not equivalent |
+| --- | --- | --- | --- | --- | --- | --- | --- |
+{table}
+
+Modules of commit {commit}, tests of {tests_at}, {date}; cosmic-ray {cosmic-ray}, pytest {pytest}, jax {jax},
+NumPy {numpy}, Python {python}.
+
+## Survivors
+
+| where | the line | the mutant | why it does the same, or as well |
+| --- | --- | --- | --- |
+{alive}
+"""
+
+
+def source_of(module: str) -> str:
+    """The module's text."""
+    return (ROOT / "vgjax" / f"{module}.py").read_text()
+
+
+def is_plausible(operator: str) -> bool:
+    """Whether an operator changes into one of its own kind: `<<` for `+` would only raise TypeError on floats."""
+    if operator in ("core/VariableReplacer", "core/VariableInserter"):
+        return False
+    if "ReplaceBinaryOperator" not in operator and "ReplaceComparisonOperator" not in operator:
+        return True
+    old, new = operator.split("_")[-2:]
+    return all((old in kind) == (new in kind) for kind in KINDS)
+
+
+def meaning(source: str) -> str:
+    """The syntax tree without annotations, which nothing evaluates."""
+    tree = ast.parse(source)
+    for node in ast.walk(tree):
+        if isinstance(node, ast.arg):
+            node.annotation = None
+        elif isinstance(node, ast.FunctionDef):
+            node.returns = None
+        elif isinstance(node, ast.AnnAssign):
+            node.annotation = ast.Constant(0)
+    return ast.dump(tree)
+
+
+def mutants(module: str) -> dict[tuple[int, int], list[dict]]:
+    """All mutants of a module by their place (line, column)."""
+    import cosmic_ray.ast
+    import cosmic_ray.mutating
+    import cosmic_ray.plugins
+
+    source, found = source_of(module), {}
+    original, lines = meaning(source), source.splitlines()
+    for name in filter(is_plausible, sorted(cosmic_ray.plugins.operator_names())):
+        operator = cosmic_ray.plugins.get_operator(name)()
+        tree = cosmic_ray.ast.get_ast(source)
+        positions = [at for node in cosmic_ray.ast.ast_nodes(tree) for at in operator.mutation_positions(node)]
+        for occurrence, ((line, column), _) in enumerate(positions):
+            mutated = cosmic_ray.mutating.mutate_code(source, operator, occurrence)
+            try:
+                if meaning(mutated) == original:
+                    continue
+            except SyntaxError:
+                continue
+            changed = mutated.splitlines()
+            row = {"module": module, "line": line, "column": column, "operator": name, "source": mutated}
+            row |= {"before": lines[line - 1].strip(), "after": changed[line - 1].strip()}
+            found.setdefault((line, column), []).append(row)
+    return found
+
+
+def sample() -> None:
+    """Draw places of each module, and one mutant of each place."""
+    rows, population = [], {}
+    for module, (n, _) in PLAN.items():
+        rng = random.Random(f"{SEED} {module}")
+        by_place = mutants(module)
+        population[module] = {"places": len(by_place), "mutants": sum(map(len, by_place.values()))}
+        for place in sorted(rng.sample(sorted(by_place), n)):
+            rows.append(rng.choice(by_place[place]))
+        print(module, population[module], flush=True)
+    WORK.mkdir(parents=True, exist_ok=True)
+    rows = [{"id": f"{r['module']}:{r['line']}:{r['column']}", **r} for r in rows]
+    (WORK / "sample.json").write_text(json.dumps({"commit": commit(), "population": population, "mutants": rows}))
+
+
+def commit() -> str:
+    """The commit that is tested."""
+    return subprocess.check_output(["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, text=True).strip()
+
+
+def function_at(source: str, line: int, column: int) -> tuple[str, int] | None:
+    """Name and first line of the innermost function around a place; None: it runs at import."""
+    inner = None
+    for node in ast.walk(ast.parse(source)):
+        if not isinstance(node, ast.FunctionDef | ast.Lambda):
+            continue
+        if (node.lineno, node.col_offset) <= (line, column) < (node.end_lineno, node.end_col_offset):
+            decorators = [d.lineno for d in getattr(node, "decorator_list", [])]
+            inner = getattr(node, "name", "<lambda>"), min([node.lineno, *decorators])
+    return inner
+
+
+class Profile:
+    """Pytest plugin: which functions of a module each test calls, and how long it takes."""
+
+    def __init__(self, file: str, known: list[dict]):
+        self.file, self.rows, self.tests = file, known, set()
+
+    def pytest_collection_modifyitems(self, items: list[pytest.Item]) -> None:
+        """Only those not known yet."""
+        self.tests, known = {item.nodeid for item in items}, {row["test"] for row in self.rows}
+        items[:] = [i for i in items if i.nodeid not in known and not any(part in i.nodeid for part in LEFT_OUT)]
+
+    @pytest.hookimpl(hookwrapper=True)
+    def pytest_runtest_protocol(self, item: pytest.Item) -> Iterator[None]:
+        """Around one test."""
+        called = set()
+
+        def see(frame, event, _):
+            if event == "call" and frame.f_code.co_filename == self.file:
+                called.add((frame.f_code.co_name, frame.f_code.co_firstlineno))
+
+        start = time.process_time()
+        threading.setprofile(see)
+        sys.setprofile(see)
+        yield
+        sys.setprofile(None)
+        threading.setprofile(None)
+        self.rows.append({"test": item.nodeid, "cpu": time.process_time() - start, "calls": sorted(called)})
+
+
+class Chosen:
+    """Pytest plugin: these tests, in this order."""
+
+    def __init__(self, tests: list[str]):
+        self.rank = {test: i for i, test in enumerate(tests)}
+
+    @pytest.hookimpl(trylast=True)
+    def pytest_collection_modifyitems(self, items: list[pytest.Item]) -> None:
+        """Choose and sort."""
+        items[:] = sorted((i for i in items if i.nodeid in self.rank), key=lambda i: self.rank[i.nodeid])
+
+
+def tree_of(name: str, module: str, text: str) -> Path:
+    """A copy of package and tests with one module changed: programs that tests start are of the changed package too."""
+    tree = WORK / "trees" / name
+    shutil.rmtree(tree, ignore_errors=True)
+    for part in ("vgjax", "tests"):
+        shutil.copytree(ROOT / part, tree / part, ignore=shutil.ignore_patterns("__pycache__", "mutation"))
+    for part in ("experiments", "pyproject.toml", "README.md", "Makefile"):
+        (tree / part).symlink_to(ROOT / part)
+    (tree / "vgjax" / f"{module}.py").write_text(text)
+    return tree
+
+
+def in_fork(log: Path, cpu: float, work) -> int:
+    """Exit status of `work()` in a fork; −n: ended by signal n, SIGXCPU at its limit of CPU seconds."""
+    pid = os.fork()
+    if pid == 0:
+        status = 70
+        try:
+            resource.setrlimit(resource.RLIMIT_CPU, (int(cpu), int(cpu) + 5))
+            out = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+            os.dup2(out, 1)
+            os.dup2(out, 2)
+            status = int(work())
+        except BaseException:
+            traceback.print_exc()
+        finally:
+            sys.stdout.flush()
+            sys.stderr.flush()
+            os._exit(status)
+    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+
+
+def run_pytest(tree: Path, files: list[str], plugin: object) -> int:
+    """Pytest on some of the test files of a tree, until the first failure."""
+    os.chdir(tree)
+    os.environ["PYTHONPATH"] = str(tree)
+    sys.path[:] = [str(tree), *(p for p in sys.path if p and Path(p).resolve() not in (ROOT, HERE))]
+    paths = [f"tests/test_{name}.py" for name in files]
+    return pytest.main(["-x", "-q", "-p", "no:cacheprovider", "--tb=line", *QUIET, *paths], plugins=[plugin])
+
+
+def profile(module: str) -> list[dict]:
+    """The module's tests, run on it as it is: all have to pass; a process for each file, and once for each test."""
+    rows = []
+    for name in PLAN[module][1]:
+        kept, log = WORK / f"{module}_{name}.json", WORK / f"{module}_{name}.log"
+        known = json.loads(kept.read_text()) if kept.exists() else []
+
+        def work(name: str = name, kept: Path = kept, known: list = known) -> int:
+            tree = tree_of(f"{module}_{name}", module, source_of(module))
+            plugin = Profile(str(tree / "vgjax" / f"{module}.py"), known)
+            status = run_pytest(tree, [name], plugin)
+            if status in (0, 5):
+                kept.write_text(json.dumps([row for row in plugin.rows if row["test"] in plugin.tests]))
+            return status
+
+        if in_fork(log, 3600, work) not in (0, 5):  # 5: nothing new
+            raise SystemExit(f"tests/test_{name}.py fails on the code as it is: {log}")
+        rows += json.loads(kept.read_text())
+    return rows
+
+
+def test_one(mutant: dict, tests: list[dict]) -> dict:
+    """Whether the tests kill a mutant."""
+    ids = [row["test"] for row in tests]
+    files = [n for n in PLAN[mutant["module"]][1] if any(f"test_{n}.py" in test for test in ids)]
+    name = mutant["id"].replace(":", "_")
+    tree, log = tree_of(name, mutant["module"], mutant["source"]), WORK / f"{name}.log"
+    start, limit = time.time(), 30 + 3 * sum(row["cpu"] for row in tests)
+    status = in_fork(log, limit, lambda: run_pytest(tree, files, Chosen(ids))) if tests else 0
+    shutil.rmtree(tree)
+    if status not in OUTCOMES:
+        raise SystemExit(f"pytest ended with status {status}: {log}")
+    text = log.read_text(errors="replace") if tests else ""
+    by = [line.split(" - ")[0].removeprefix("FAILED ") for line in text.splitlines() if line.startswith("FAILED")]
+    found = {"id": mutant["id"], "outcome": OUTCOMES[status], "by": "".join(by[:1]), "tests": len(tests)}
+    return found | {"seconds": round(time.time() - start, 1)}
+
+
+def preload() -> None:
+    """What all forks share; no backend may be alive."""
+    import flax.linen  # noqa: F401
+    import hypothesis  # noqa: F401
+    import jax.numpy  # noqa: F401
+    import optax  # noqa: F401
+    import pandas  # noqa: F401
+    import scipy.stats  # noqa: F401
+    import xarray  # noqa: F401
+    from jax._src import xla_bridge
+
+    assert not xla_bridge.backends_are_initialized()
+    assert not any(name.startswith("vgjax") for name in sys.modules)
+
+
+def run(again: bool, modules: list[str]) -> None:
+    """Test the mutants that have no result yet; `again`: the survivors with no reason to be, on all tests."""
+    os.environ["PYTHONDONTWRITEBYTECODE"] = "1"
+    preload()
+    results = WORK / "results.jsonl"
+    known = {row["id"]: row for row in map(json.loads, results.read_text().splitlines())} if results.exists() else {}
+    rows = json.loads((WORK / "sample.json").read_text())["mutants"]
+    profiles = {module: profile(module) for module in modules}
+    for mutant in (row for row in rows if row["module"] in modules):
+        found = known.get(mutant["id"])
+        is_open = found and found["outcome"] == "survived" and not reason(mutant)
+        if found and not (again and is_open):
+            continue
+        tests = sorted((t for t in profiles[mutant["module"]] if t["cpu"] < TOO_SLOW), key=lambda row: row["cpu"])
+        place = function_at(mutant["source"], mutant["line"], mutant["column"])
+        calling = [t for t in tests if place and list(place) in t["calls"]]
+        calling = calling or [t for t in tests if t["calls"]]  # what runs at import can change any of them
+        if again:
+            calling += [t for t in tests if t not in calling]
+        else:
+            spent = itertools.accumulate(t["cpu"] for t in calling)
+            calling = [t for t, until in zip(calling, spent, strict=True) if until < FIRST or t is calling[0]]
+        found = test_one(mutant, calling)
+        with results.open("a") as file:
+            file.write(json.dumps(found) + "\n")
+        print(found["seconds"], found["outcome"], mutant["id"], mutant["after"], found["by"], flush=True)
+
+
+def change(mutant: dict) -> str:
+    """The changed line as it is in the mutant."""
+    pair = source_of(mutant["module"]).splitlines(), mutant["source"].splitlines()
+    lines = list(difflib.unified_diff(*pair, n=0, lineterm=""))[2:]
+    added = [line[1:] for line in lines if line[0] == "+"]
+    return " ".join(" ".join(added).split()) or f"without {mutant['before']}"
+
+
+def reason(mutant: dict) -> str:
+    """Why a mutant does the same as the code, if somebody has found that out."""
+    listed = {(r["module"], r["change"]): r["reason"] for r in yaml.safe_load((HERE / "equivalent.yaml").read_text())}
+    return listed.get((mutant["module"], change(mutant)), "")
+
+
+def report() -> None:
+    """Write result.json, and result.md with its table."""
+    drawn = json.loads((WORK / "sample.json").read_text())
+    results = {row["id"]: row for row in map(json.loads, (WORK / "results.jsonl").read_text().splitlines())}
+    rows, table, alive = [], [], []
+    for m in drawn["mutants"]:
+        found, mutated = results.get(m["id"]), change(m)
+        if found is None:
+            continue
+        row = {"at": m["id"], "operator": m["operator"].removeprefix("core/"), "line": m["before"], "change": mutated}
+        row |= {"outcome": found["outcome"], "by": found["by"]}
+        if found["outcome"] == "survived":
+            row["equivalent"] = reason(m)
+            where = f"`vgjax/{m['module']}.py:{m['line']}`"
+            old, new = (f"`{text}`".replace("|", "\\|") for text in (m["before"], mutated))
+            alive.append(f"| {where} | {old} | {new} | {row['equivalent'] or '**not killed**'} |")
+        rows.append(row)
+    for module in [*PLAN, "all"]:
+        own = [row for row in rows if module in ("all", row["at"].split(":")[0])]
+        killed = sum(row["outcome"] != "survived" for row in own)
+        equal = sum(bool(row.get("equivalent")) for row in own)
+        sizes = [drawn["population"][m] for m in PLAN if module in ("all", m)]
+        places, population = (sum(size[key] for size in sizes) for key in ("places", "mutants"))
+        shares = [f"{100 * killed / n:.1f} %" for n in (len(own), len(own) - equal) if n]
+        table.append(" | ".join(map(str, [f"| {module}", places, population, len(own), killed, equal, *shares])) + " |")
+    versions = {name: importlib.metadata.version(name) for name in ("cosmic-ray", "pytest", "jax", "numpy")}
+    facts = {"commit": drawn["commit"], "tests_at": commit(), "date": str(datetime.date.today()), "seed": SEED}
+    facts |= {"python": platform.python_version(), **versions}
+    (HERE / "result.json").write_text(json.dumps({**facts, "mutants": rows}, indent=1, ensure_ascii=False) + "\n")
+    text = PAGE.format(**facts, table="\n".join(table), alive="\n".join(alive))
+    (HERE / "result.md").write_text(text)
+    print(text)
+
+
+def main() -> None:
+    """Draw the sample, run it, show the survivors all tests, report; it goes on where it stopped."""
+    parser = argparse.ArgumentParser(description=main.__doc__, epilog=f"To begin anew: rm -r {WORK.relative_to(ROOT)}")
+    parser.add_argument("what", choices=["all", "sample", "run", "again", "report"], nargs="?", default="all")
+    parser.add_argument("modules", nargs="*", default=list(PLAN))
+    args = parser.parse_args()
+    if args.what == "sample" or not (WORK / "sample.json").exists():
+        sample()
+    for again in (False, True):
+        if args.what in ("all", "again" if again else "run"):
+            run(again, args.modules)
+    if args.what in ("all", "report"):
+        report()
+
+
+if __name__ == "__main__":
+    main()
