@@ -41,7 +41,9 @@ def lanes_equal(found, expected, rtol=1e-5):
         if "histogram" in name:
             np.testing.assert_array_equal(found[name].sum("bin"), values.sum("bin"), err_msg=name)
         elif values.dtype.kind == "f":
-            np.testing.assert_allclose(found[name].values, values.values, rtol=rtol, atol=1e-12 if rtol else 0, err_msg=name)
+            np.testing.assert_allclose(
+                found[name].values, values.values, rtol=rtol, atol=1e-12 if rtol else 0, err_msg=name
+            )
         elif values.dtype.kind in "iU":
             np.testing.assert_array_equal(found[name].values, values.values, err_msg=name)
 

@@ -228,7 +228,7 @@ def run_chunk(program: Program, shared: Shared, lane_and_state: tuple[Lane, Stat
         state, meter, t, _, records = carry
         state, meter, t = jax.lax.fori_loop(0, plan.gaps[i], bare, (state, meter, t))
         carry = state, meter, t, i, records
-        return jax.lax.cond(i < plan.n_records, instrumented, lambda c: (*c[:3], c[3] + 1, c[4]), carry)
+        return jax.lax.cond(i < plan.n_records, instrumented, lambda c: c, carry)
 
     shape = jax.eval_shape(lambda: record(program, *step(state, plan.start)[1:]))
     most = plan.gaps.shape[0] - 1
