@@ -100,7 +100,7 @@ def test_the_same_history_on_two_machines(found, case):
     for one in job:
         mine = xr.Dataset.from_dict(one[case][0])
         if case == "lanes":
-            xr.testing.assert_identical(mine, whole)
+            assert small.identical(mine, whole)
         else:  # another order of summation, or another number of devices before the resumption
             assert mine["step"].values.tolist() == whole["step"].values.tolist()
             assert_same_history(mine, whole, rtol=1e-4)
