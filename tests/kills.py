@@ -91,12 +91,12 @@ def phases(folder: Path, since: float) -> set[str]:
     found = {"chunk"} if landed(folder, since) else {"compile"}
     if changed([folder / "history.nc"], since):
         found = {"end"}
-    if any(list(run.glob("checkpoints/*.orbax-checkpoint-tmp*")) for run in runs):
+    if seen(runs, "checkpoints/*.orbax-checkpoint-tmp*"):
         found.add("checkpoint")
-    unfinished = ("history/*.tmp", ".*.csv.tmp", "history.tmp")
-    if changed([path for run in runs for name in unfinished for path in run.glob(name)], since):
+    tables = ("statistics.tmp", "evaluations.tmp", "lanes.tmp")
+    if changed(seen(runs, "history/*.tmp", "history.tmp", *tables), since):
         found.add("history")
-    if 0 < logged(folder) < len(list(folder.glob("history/until-*.nc"))):
+    if 0 < logged(folder) < len(seen([folder], "history/until-*.nc")):
         found.add("tensorboard")  # a chunk has landed, and its events are not all written
     return found
 
@@ -110,7 +110,17 @@ def readable(folder: Path) -> None:
 
 def landed(folder: Path, since: float) -> list[Path]:
     """The chunks written after that moment, and the histories."""
-    return changed([*folder.glob("**/history/until-*.nc"), *folder.glob("**/history.nc")], since)
+    return changed(seen([folder, *folder.glob("slices/*")], "history/until-*.nc", "history.nc"), since)
+
+
+def seen(folders: Sequence[Path], *patterns: str) -> list[Path]:
+    """What matches, of folders from which files come and go."""
+    found = []
+    for folder in folders:
+        for pattern in patterns:
+            with contextlib.suppress(FileNotFoundError):
+                found += folder.glob(pattern)
+    return found
 
 
 def changed(paths: list[Path], since: float) -> list[Path]:

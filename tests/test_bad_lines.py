@@ -143,12 +143,12 @@ LINES = {  # command → what is wrong after it, as a shell would take it apart
         *("--dataset sys:exit", "--dataset os:no", "--dataset iris --scaling 1/255"),
         *("--dataset iris --batch-size 151", "--dataset iris --holdout 150", "--dataset iris --replicas 3"),
         *("--dataset iris --epochs 0", "--dataset iris --steps 2147483647"),
-        *("--dataset iris --batch-size 50 --steps 3 --cadence 'at(3)'"),
-        *("--dataset iris --batch-size 50 --steps 3 --cadence sys:exit"),
-        *("--dataset iris --batch-size 1 --epochs 14000000 --cadence every"),
-        *("--dataset iris --batch-size 1 --epochs 14000000 --cadence 'at(0)'"),
+        "--dataset iris --batch-size 50 --steps 3 --cadence 'at(3)'",
+        "--dataset iris --batch-size 50 --steps 3 --cadence sys:exit",
+        "--dataset iris --batch-size 1 --epochs 14000000 --cadence every",
+        "--dataset iris --batch-size 1 --epochs 14000000 --cadence 'at(0)'",
         *("--dataset iris --optimizer adamw --decay l2", "--activation sys:exit"),
-        *("--dataset iris --batch-size 50 --out there/kept"),
+        "--dataset iris --batch-size 50 --out there/kept",
     ],
     "sweep": [
         *("''", ".", "there", "there/kept", "nowhere.yaml", "f.json", "'a\nb.yaml'", f"{LONG}.yaml", "", "a b"),
@@ -171,7 +171,7 @@ LINES = {  # command → what is wrong after it, as a shell would take it apart
     ],
     "clinic": [
         *("", "''", "he_norml", "relu", "--activation rellu", ":", "nowhere:f", "a b", "he_normal --activation x"),
-        *("'normal(x)'"),
+        "'normal(x)'",
     ],
     "list": [
         *("optimizer", "''", "clips x", "--all", "Clips"),

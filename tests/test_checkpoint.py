@@ -175,16 +175,12 @@ def test_a_strangers_folder_is_refused(tmp_path):
 @pytest.mark.parametrize("written", [0, 1])
 def test_killed_before_it_was_a_run(tmp_path, monkeypatch, written):
     """Between any two of its first files: it is begun again, and lacks none."""
-    real, calls = vgjax.folder.write_whole, []
 
-    def write(path, text):
-        if len(calls) == written:
-            raise KeyboardInterrupt
-        real(path, text)
-        calls.append(path)
+    def killed(*_):
+        raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(vgjax.folder, "write_whole", write)
+        patch.setattr(vgjax.folder, ("write_made_with", "write_plain")[written], killed)
         with pytest.raises(KeyboardInterrupt):
             vgjax.folder.RunFolder.open(tmp_path / "run", {"config": {}}, resume=False)
     vgjax.folder.RunFolder.open(tmp_path / "run", {"config": {}}, resume=False).close()

@@ -92,10 +92,13 @@ def test_choices_and_topics_are_those_of_the_rooms():
 @pytest.mark.parametrize(
     ("line", "parts"),
     [
-        ("", ["train, sweep, predict, show, diagnose, data, clinic, list"]),
+        ("", ["train, sweep, predict, show, diagnose, rerun, data, clinic, list"]),
         (
             "trian",
-            ["trian", "did you mean 'train'", "allowed: train, sweep, predict, show, diagnose, data, clinic, list"],
+            [
+                *("trian", "did you mean 'train'"),
+                "allowed: train, sweep, predict, show, diagnose, rerun, data, clinic, list",
+            ],
         ),
         ("data lst", ["did you mean 'list'", "allowed: prepare, list"]),
         ("data prepare", ["NAME"]),

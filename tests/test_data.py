@@ -97,7 +97,10 @@ def test_own_data_sets_by_import_path_callable_or_value(tmp_path, monkeypatch):
         ({"shape": (3,)}, r"allowed: \(N, 3\)"),
         ({"classes": 1}, "labels 0 to 1; allowed: 0 to 0"),
         ({"test_labels": np.array([0, -1, 1], np.int32)}, "test split has labels -1 to 1"),
-        ({k: np.full((3, 2), np.nan, np.float32) for k in ("train_inputs", "test_inputs")}, "not finite"),
+        (
+            {k: np.full((3, 2), np.nan, np.float32) for k in ("train_inputs", "test_inputs")},
+            "6 of 6 inputs",
+        ),
         ({"train_inputs": np.zeros((0, 2), np.uint8), "train_labels": np.zeros(0, np.int32)}, "N > 0"),
     ],
 )

@@ -431,7 +431,7 @@ def test_a_history_says_what_was_run(eight_lanes, tmp_path):
 
 @pytest.mark.parametrize(
     ("hypers", "seeds", "message"),
-    [([], 1, "no lanes"), (Hypers(), [], "no lanes"), (Hypers(), 0, "no lanes"), (Hypers(float("nan")), 1, "nan")],
+    [([], 1, "no lanes"), (Hypers(), [], r"seeds \[\]"), (Hypers(), 0, "seeds 0"), (Hypers(float("nan")), 1, "nan")],
 )
 def test_refused_lanes(hypers, seeds, message):
     """No lanes, or numbers that mean nothing."""

@@ -68,6 +68,7 @@ VARIABLES: dict[str, tuple[tuple[str, ...], str]] = {
     "first_bad_in": ((), "in which pass: forward, backward, or update of the weights"),
 }
 
+ORDER = "order_of_variables"
 TABLES = {"statistics.csv": "record", "evaluations.csv": "evaluation", "lanes.csv": "lane"}
 
 
@@ -218,11 +219,20 @@ def read(path: Path) -> xr.Dataset:
     content = read_sealed(path)
     try:
         with xr.open_dataset(content, engine="netcdf4") as dataset:
-            return dataset.load().drop_encoding()
+            return _in_order(dataset.load().drop_encoding())
     except Exception as error:
         raise ValueError(f"{path} is damaged or is no history: {error}") from None
 
 
 def _write(dataset: xr.Dataset, path: Path) -> None:
     encoding = {name: {"zlib": True, "complevel": 1} for name, v in dataset.data_vars.items() if "bin" in v.dims}
-    write_sealed(path, dataset.to_netcdf(engine="netcdf4", encoding=encoding))
+    ordered = dataset.assign_attrs({ORDER: " ".join(map(str, dataset.variables))})
+    write_sealed(path, ordered.to_netcdf(engine="netcdf4", encoding=encoding))
+
+
+def _in_order(dataset: xr.Dataset) -> xr.Dataset:
+    """The variables as they were before netCDF, in memory, put them into the alphabet's."""
+    names = dataset.attrs.pop(ORDER, "").split() or list(dataset.variables)
+    ordered = {name: dataset[name].variable for name in names}
+    coordinates = {name: ordered.pop(name) for name in names if name in dataset.coords}
+    return xr.Dataset(ordered, coordinates, dataset.attrs)
