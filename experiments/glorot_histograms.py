@@ -34,7 +34,7 @@ from scipy.special import erf, softmax
 
 from experiments.options import Options
 from experiments.reproduction import Picture, Row, Within, dataset_or_stand_in, row
-from vgjax import figures, profiles, stats
+from vgjax import figures, octaves, profiles, stats
 from vgjax.analysis import Estimate, geometric_estimate, interval, magnitude_histogram
 from vgjax.config import Config, Hypers
 from vgjax.layers import groups, weight_groups
@@ -87,7 +87,7 @@ def look(network: Network) -> tuple[jax.Array, jax.Array]:
     signals = [groups(view.seen.activations), groups(view.deltas), weight_groups(view.gradients)]
     rms = [per_layer(stats.rms, view.seen.activations), per_layer(stats.rms, view.deltas)]
     rms.append(stats.norm_statistics(view.gradients)["gradient_rms"])
-    return jnp.stack([stats.histograms(one) for one in signals]), jnp.stack(rms)
+    return jnp.stack([octaves.histograms(one) for one in signals]), jnp.stack(rms)
 
 
 def _of(named: str, inputs: np.ndarray, labels: np.ndarray, classes: int, seeds: int) -> xr.Dataset:

@@ -15,7 +15,7 @@ TOP = Path(vgjax.__file__).parent
 FLOORS = [  # from the bottom to the top; a room may import its own floor and those below
     "names config environment files stopping layers",
     "settings grid activations initializers cadence",
-    "data model optim stats theory profiles ensemble jacobian",
+    "data model optim octaves stats theory profiles ensemble jacobian",
     "families",
     "checks batches history capacity parallel machines",
     "checkpoint records",
@@ -46,6 +46,7 @@ MEASURING = [
     "probe",
     "model",
     "stats",
+    "octaves",
     "batches",
     "history",
     "parallel",

@@ -14,8 +14,8 @@ import xarray as xr
 from test_engine import SETTINGS
 
 from vgjax import Hypers, history, load, run
+from vgjax.octaves import N_BINS, NAN_BIN, ZERO_BIN, bin_edges
 from vgjax.records import FIRST_PAGE, Records, tensorboard_histogram
-from vgjax.stats import N_BINS, NAN_BIN, ZERO_BIN, bin_edges
 
 EXPLODING = [Hypers(0.1), Hypers(1e38)]
 

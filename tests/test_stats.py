@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from vgjax import stats
+from vgjax import octaves, stats
 from vgjax.layers import groups, weight_groups
 
 TINY = np.finfo(np.float32).smallest_normal  # below it a CPU flushes to zero
@@ -251,7 +251,7 @@ def test_histogram_of_every_small_float(kind):
     """All 65,536 bit patterns, subnormals included, fall where their value does in float32."""
     bits = np.arange(2**16, dtype=np.uint16)
     x = bits.view(jnp.dtype(kind))
-    have = np.asarray(jax.jit(stats.log2_histogram)(jnp.asarray(x)))
+    have = np.asarray(jax.jit(octaves.log2_histogram)(jnp.asarray(x)))
     with np.errstate(all="ignore"):
         wide = x.astype(np.float64)
     keep = np.ones(len(x), bool)
@@ -262,13 +262,13 @@ def test_histogram_of_every_small_float(kind):
 def test_a_mask_leaves_rows_out():
     """Rows that do not count are in no bin, NaN among them included."""
     x = jnp.asarray([[1.0, 2.0], [0.0, -1.0], [jnp.nan, 8.0]])
-    have = np.asarray(stats.log2_histogram(x, jnp.asarray([True, True, False])))
+    have = np.asarray(octaves.log2_histogram(x, jnp.asarray([True, True, False])))
     np.testing.assert_array_equal(have, numpy_counts(np.array([1.0, 2.0, 0.0, -1.0])))
 
 
 def test_other_types_are_refused():
     with pytest.raises(ValueError, match="int32 are not allowed; allowed: float32"):
-        stats.log2_histogram(jnp.ones(3, jnp.int32))
+        octaves.log2_histogram(jnp.ones(3, jnp.int32))
 
 
 @pytest.mark.parametrize("size", [1e-36, 1e-22, 1.0, 1e25])
@@ -317,11 +317,11 @@ def test_layers_stand_in_natural_order():
 
 def numpy_counts(x):
     """The histogram by NumPy's frexp, which knows subnormals, infinities and NaN without looking at bits."""
-    counts = np.zeros(stats.N_BINS, np.int64)
+    counts = np.zeros(octaves.N_BINS, np.int64)
     with np.errstate(invalid="ignore"):  # signalling NaN
         wide = x.astype(np.float64)
-    counts[stats.NAN_BIN] = np.isnan(wide).sum()
-    counts[stats.ZERO_BIN] = (wide == 0).sum()
+    counts[octaves.NAN_BIN] = np.isnan(wide).sum()
+    counts[octaves.ZERO_BIN] = (wide == 0).sum()
     for sign, side in ((1, wide > 0), (-1, wide < 0)):
         size = np.abs(wide[side])
         counts[256 + sign * 256] += np.isinf(size).sum()
@@ -346,27 +346,59 @@ def test_histogram_is_exact(any_floats):
     """Counts of random-bit numbers are NumPy's, to the last one."""
     bits, x = any_floats
     on_device = jax.lax.bitcast_convert_type(jnp.asarray(bits), jnp.float32)
-    have = np.asarray(jax.jit(stats.log2_histogram)(on_device))
+    have = np.asarray(jax.jit(octaves.log2_histogram)(on_device))
     want = numpy_counts(x)
-    assert have.shape == (stats.N_BINS,) and have.dtype == np.int32
+    assert have.shape == (octaves.N_BINS,) and have.dtype == np.int32
     assert want[[0, 255, 256, 257, 512, 513]].all()
     np.testing.assert_array_equal(have, want)
     assert have.sum() == x.size
 
 
+@pytest.mark.parametrize("size", [1e-38, 1e-30, 1.0, 1e30, 3e38])
+@pytest.mark.parametrize("among", ["nothing else", "zeros", "the smallest", "the largest", "special numbers"])
+def test_histogram_of_many_is_exact(size, among):
+    """Of a number of numbers that is odd: all of like size, or some octaves away, at the end and in between."""
+    rng = np.random.default_rng(7)
+    x = np.clip(rng.normal(size=octaves.FEWEST_IN_PAIRS + 1) * size, -3e38, 3e38).astype(np.float32)
+    others = {
+        "nothing else": x[-5:],
+        "zeros": [0.0, -0.0],
+        "the smallest": [TINY, -TINY],
+        "the largest": [3e38, -3e38],
+        "special numbers": [np.inf, -np.inf, np.nan, from_bits(0x00000001), from_bits(0x807FFFFF)],
+    }
+    x[rng.integers(0, x.size, 99)] = rng.choice(np.array(others[among], np.float32), 99)
+    x[-1] = others[among][-1]
+    bits = jax.lax.bitcast_convert_type(jnp.asarray(x.view(np.uint32)), jnp.float32)
+    have = np.asarray(jax.jit(octaves.log2_histogram)(bits))
+    np.testing.assert_array_equal(have, numpy_counts(x))
+    assert have.sum() == x.size
+
+
+@pytest.mark.parametrize("kind", ["bfloat16", "float16"])
+def test_histogram_of_many_small_floats_is_exact(kind):
+    """Also where each layer of a stack is counted by itself."""
+    x = np.random.default_rng(8).normal(size=(2, 400, 260)).astype(jnp.dtype(kind))
+    x[1] *= np.asarray(1e-3, x.dtype)
+    tree = {"layers_2_to_3": {"kernel": jnp.asarray(x)}}
+    have = np.asarray(jax.jit(lambda tree: octaves.histograms(weight_groups(tree)))(tree))
+    for row, layer in zip(have, x, strict=True):
+        np.testing.assert_array_equal(row, numpy_counts(layer.ravel()))
+
+
 def test_edges_hold_their_numbers(any_floats):
     """Every finite number lies between the edges of the bin in which the histogram counts it."""
     _, x = any_floats
-    left, right = stats.bin_edges()
-    assert left.shape == right.shape == (stats.N_BINS,)
+    left, right = octaves.bin_edges()
+    assert left.shape == right.shape == (octaves.N_BINS,)
     assert (left[ok := ~np.isnan(left)] <= right[ok]).all() and (np.diff(left[:-1]) >= 0).all()
     assert np.array_equal(-left[:-1][::-1], right[:-1]) and np.isnan([left[-1], right[-1]]).all()
     some = x[np.isfinite(x)][-5000:]
-    bins = np.argmax(jax.jit(jax.vmap(stats.log2_histogram))(jnp.asarray(some)[:, None]), axis=1)
+    bins = np.argmax(jax.jit(jax.vmap(octaves.log2_histogram))(jnp.asarray(some)[:, None]), axis=1)
     value = some.astype(np.float64)
     positive = (left[bins] <= value) & (value < right[bins])
     negative = (left[bins] < value) & (value <= right[bins])
-    assert np.where(value > 0, positive, np.where(value < 0, negative, bins == stats.ZERO_BIN)).all()
+    assert np.where(value > 0, positive, np.where(value < 0, negative, bins == octaves.ZERO_BIN)).all()
 
 
 def test_histograms_of_layers():
@@ -375,6 +407,6 @@ def test_histograms_of_layers():
         "layer_1": {"kernel": jnp.full((3, 4), -1.5), "bias": jnp.ones(4)},
         "layer_2": {"kernel": jnp.zeros((4, 2))},
     }
-    rows = np.asarray(stats.histograms(weight_groups(tree)))
+    rows = np.asarray(octaves.histograms(weight_groups(tree)))
     assert rows.sum(1).tolist() == [12, 8]
-    assert rows[0, 256 - 1 - 127] == 12 and rows[1, stats.ZERO_BIN] == 8
+    assert rows[0, 256 - 1 - 127] == 12 and rows[1, octaves.ZERO_BIN] == 8

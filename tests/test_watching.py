@@ -14,7 +14,7 @@ import pytest
 from flax import nnx
 
 import vgjax
-from vgjax import stats, watching
+from vgjax import octaves, stats, watching
 from vgjax.families import FAMILIES
 from vgjax.layers import weight_groups
 
@@ -160,7 +160,7 @@ def test_zero_and_nan_gradients(value, log10):
     record = vgjax.watched(state).statistics
     np.testing.assert_array_equal(record["gradient_norm"], [value] * 3)
     np.testing.assert_array_equal(record["gradient_log10_rms"], np.float32([log10] * 3))
-    bin_ = stats.ZERO_BIN if value == 0 else stats.NAN_BIN
+    bin_ = octaves.ZERO_BIN if value == 0 else octaves.NAN_BIN
     assert record["gradient_histogram"][:, bin_].tolist() == [16] * 3
 
 

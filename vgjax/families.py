@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from vgjax import stats
+from vgjax import octaves, stats
 from vgjax.activations import activation, steepest_slope
 from vgjax.config import Config
 from vgjax.layers import Group, groups, weight_groups
@@ -76,14 +76,14 @@ def _slopes(config: Config, view: View) -> list[Group]:
 
 def _weight_histogram(name: str, look: Callable[[View], Any], summary: str) -> Family:
     def make(config: Config, view: View, stacked: str) -> Statistics:
-        return {name: stats.histograms(weight_groups(look(view), stacked))}
+        return {name: octaves.histograms(weight_groups(look(view), stacked))}
 
     return Family(make, f"{summary} per signed log₂ bin", "—", (name,), from_outside=True)
 
 
 def _unit_histogram(name: str, look: Callable[[View], dict[str, jax.Array]], summary: str) -> Family:
     def make(config: Config, view: View, _: str) -> Statistics:
-        return {name: stats.histograms(groups(look(view)), view.mask)}
+        return {name: octaves.histograms(groups(look(view)), view.mask)}
 
     return Family(make, f"{summary} per signed log₂ bin", "—", (name,))
 

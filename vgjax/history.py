@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 import xarray as xr
 
-from vgjax import stats
+from vgjax import octaves
 from vgjax.files import read_sealed, whole, write_sealed
 
 # What is recorded: dimensions beyond (lane, record) or (lane, evaluation), and what it is [unit].
@@ -96,7 +96,7 @@ def chunk(
       divergence: of each lane, where it left the finite numbers so far (see `vgjax.divergence`).
       run: its config, hypers and seeds as JSON, the history's attribute of that name.
     """
-    left, right = stats.bin_edges()
+    left, right = octaves.bin_edges()
     fans = np.array(list(layers.values()))
     n = len(steps)
     variables = {
@@ -104,6 +104,7 @@ def chunk(
     }
     variables |= {name: (("lane", "evaluation"), np.asarray(values)[:, None]) for name, values in evaluation.items()}
     variables |= {name: (("lane",), np.array([lane[name] for lane in divergence])) for name in divergence[0]}
+    described = {name: (*variable, {"long_name": VARIABLES[name][1]}) for name, variable in variables.items()}
     coordinates = {
         **{name: ("lane", np.asarray(values)) for name, values in lanes.items()},
         "step": ("record", np.asarray(steps, np.int64)),
@@ -115,10 +116,7 @@ def chunk(
         "bin_left": ("bin", left),
         "bin_right": ("bin", right),
     }
-    dataset = xr.Dataset(variables, coordinates, {"run": run})
-    for name in variables:
-        dataset[name].attrs["long_name"] = VARIABLES[name][1]
-    return dataset
+    return xr.Dataset(described, coordinates, {"run": run})
 
 
 def join(parts: Sequence[xr.Dataset]) -> xr.Dataset:

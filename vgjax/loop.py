@@ -343,7 +343,7 @@ def _plan_arrays(chunk: Chunk, most: int) -> Plan:
     gaps = [after - before - 1 for before, after in itertools.pairwise(borders)]
     gaps += [0] * (most + 1 - len(gaps))
     numbers = np.int32(chunk.start), np.array(gaps, np.int32), np.int32(len(chunk.recorded)), np.bool_(chunk.validates)
-    return Plan(*map(jnp.asarray, numbers))
+    return Plan(*numbers)  # type: ignore[arg-type]
 
 
 def lanes_of(pairs: Sequence[tuple[Hypers, int]], replicas: int) -> tuple[Lane, dict[str, np.ndarray]]:

@@ -11,7 +11,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from vgjax import batches, capacity, history, parallel, stats
+from vgjax import batches, capacity, history, octaves, parallel
 from vgjax.cadence import steps_of
 from vgjax.config import Config, Hypers
 from vgjax.data import Dataset
@@ -155,7 +155,7 @@ def bytes_of_lane(one: Shape) -> int:
     recorded = [step // one.steps_per_epoch for step in steps_of(config.cadence, one.steps_per_epoch, one.steps)]
     most = max(map(recorded.count, set(recorded)), default=2)
     names = [name for family in chosen(config.record) for name in FAMILIES[family].gives]
-    numbers = sum(stats.N_BINS if "bin" in history.VARIABLES[name][0] else 1 for name in names)
+    numbers = sum(octaves.N_BINS if "bin" in history.VARIABLES[name][0] else 1 for name in names)
     records = numbers * (len(config.hidden) + 1) * most * floats
     activations = (
         config.batch_size // config.replicas * one.units * floats * 8 + one.n_validation * one.widest * floats * 3

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from vgjax import cadence, stats
+from vgjax import cadence, octaves
 from vgjax.families import FAMILIES, View, chosen
 from vgjax.layers import weight_groups
 from vgjax.optim import Points
@@ -167,7 +167,7 @@ def histograms(opt_state: optax.OptState) -> tuple[dict[str, np.ndarray], dict[s
     Raises:
       ValueError: as for `scalars`.
     """
-    edges = stats.bin_edges()
+    edges = octaves.bin_edges()
     summaries = {
         _tag(name, layer): tensorboard_histogram(counts, *edges)
         for name, layers, values in _one_lane(opt_state)
@@ -191,7 +191,7 @@ def _tag(name: str, layer: str) -> str:
 def _nothing(name: str, layers: int) -> jax.Array:
     """What stands in the state before anything was measured."""
     if name.endswith("_histogram"):
-        return jnp.zeros((layers, stats.N_BINS), jnp.int32)
+        return jnp.zeros((layers, octaves.N_BINS), jnp.int32)
     return jnp.full(layers, jnp.nan, jnp.float32)
 
 
