@@ -102,13 +102,8 @@ class Train:
             return "stopped"
         if not (folder / "config.yaml").exists():
             return "stopped; nothing was written"
-        again = ["vgjax", "train", "--resume", "--out", str(folder)]
-        for name in ("tensorboard", "data_dir", "manual_dir", "shard", "devices"):
-            if (value := getattr(self, name)) != getattr(Train, name):
-                again += [f"--{name.replace('_', '-')}", str(value)]
-        if self.distributed is not None:
-            again += ["--distributed", *self.distributed]
-        return f"stopped; go on with: {shlex.join(again)}"
+        said = _said(self, "tensorboard", "data_dir", "manual_dir", "shard", "devices")
+        return f"stopped; go on with: {shlex.join(['vgjax', 'train', '--resume', '--out', str(folder), *said])}"
 
 
 @dataclass(frozen=True)
@@ -180,13 +175,9 @@ class Sweep:
 
     def _advice(self, folder: Path) -> str:
         """How to go on after an interruption: the same, with the folder said."""
-        again = ["vgjax", "sweep", str(self.file), "--out", str(folder)]
-        for name in ("lanes", "data_dir", "manual_dir", "shard", "devices"):
-            if (value := getattr(self, name)) != getattr(Sweep, name):
-                again += [f"--{name.replace('_', '-')}", str(value)]
-        if self.distributed is not None:
-            again += ["--distributed", *self.distributed]
-        return f"stopped; go on with: {shlex.join([*again, *(['--plot', *self.plot] if self.plot else [])])}"
+        said = _said(self, "lanes", "data_dir", "manual_dir", "shard", "devices")
+        said += ["--plot", *self.plot] if self.plot else []
+        return f"stopped; go on with: {shlex.join(['vgjax', 'sweep', str(self.file), '--out', str(folder), *said])}"
 
 
 @dataclass(frozen=True)
@@ -229,6 +220,13 @@ def _advised(advice: Callable[[], str], file: Path) -> Iterator[None]:
         if error.strerror and file.exists():
             error.strerror += f"; {advice()}"
         raise
+
+
+def _said(command: Train | Sweep, *options: str) -> list[str]:
+    """Those of the options that were given, and the processes, as they are typed."""
+    given = {name: value for name in options if (value := getattr(command, name)) != getattr(type(command), name)}
+    said = [word for name, value in given.items() for word in (f"--{name.replace('_', '-')}", str(value))]
+    return said if command.distributed is None else [*said, "--distributed", *command.distributed]
 
 
 def new_folder(config: Config) -> Path:

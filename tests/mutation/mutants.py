@@ -50,7 +50,6 @@ LEFT_OUT = (  # of these files: they compile for long, and about what other room
     "reference_is_the_derivative",
     "says_what_was_run",
     "shares_their_program",
-    "slices_of_lanes",
     "tutorials_network",
 )
 QUIET = ["-W", "ignore::pytest.PytestAssertRewriteWarning"]  # Hypothesis is imported before
