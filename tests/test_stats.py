@@ -355,7 +355,9 @@ def test_histogram_is_exact(any_floats):
 
 
 @pytest.mark.parametrize("size", [1e-38, 1e-30, 1.0, 1e30, 3e38])
-@pytest.mark.parametrize("among", ["nothing else", "zeros", "the smallest", "the largest", "special numbers"])
+@pytest.mark.parametrize(
+    "among", ["nothing else", "zeros", "the smallest", "the largest", "−∞", "NaN", "special numbers"]
+)
 def test_histogram_of_many_is_exact(size, among):
     """Of a number of numbers that is odd: all of like size, or some octaves away, at the end and in between."""
     rng = np.random.default_rng(7)
@@ -365,6 +367,8 @@ def test_histogram_of_many_is_exact(size, among):
         "zeros": [0.0, -0.0],
         "the smallest": [TINY, -TINY],
         "the largest": [3e38, -3e38],
+        "−∞": [-np.inf],
+        "NaN": [np.nan],
         "special numbers": [np.inf, -np.inf, np.nan, from_bits(0x00000001), from_bits(0x807FFFFF)],
     }
     x[rng.integers(0, x.size, 99)] = rng.choice(np.array(others[among], np.float32), 99)
@@ -373,6 +377,17 @@ def test_histogram_of_many_is_exact(size, among):
     have = np.asarray(jax.jit(octaves.log2_histogram)(bits))
     np.testing.assert_array_equal(have, numpy_counts(x))
     assert have.sum() == x.size
+
+
+def test_many_lost_numbers_are_counted():
+    """In layers of which all is lost, and of which the first half is zero and a quarter lost in float16."""
+    some = np.ones((200, 300), np.float32)
+    some[:100], some[100:150] = 0, 1e-9
+    layers = {"layer_1": {"kernel": jnp.full((70, 100), 1e-9)}, "layer_2": {"kernel": jnp.asarray(some)}}
+    have = stats.gradient_statistics(layers)
+    assert have["gradient_zero_fraction"].tolist() == [0, 0.5]
+    assert have["gradient_float16_underflow"].tolist() == [1, 0.5]
+    assert have["gradient_bfloat16_underflow"].tolist() == [0, 0]
 
 
 @pytest.mark.parametrize("kind", ["bfloat16", "float16"])

@@ -115,8 +115,8 @@ def _together(groups: Sequence[Group], mask: jax.Array | None) -> list[jax.Array
         rows = jnp.arange(first, first + len(layers), dtype=jnp.int32).reshape(-1, *[1] * (layers.ndim - 1))
         places = log2_bin(layers) + N_BINS * rows
         if mask is not None:
-            counts = mask.reshape(1, -1, *[1] * (layers.ndim - 2))
-            places = jnp.where(counts, places, table.size)  # beyond the table: dropped
+            is_counted = mask.reshape(1, -1, *[1] * (layers.ndim - 2))
+            places = jnp.where(is_counted, places, table.size)  # beyond the table: dropped
         mode = "promise_in_bounds" if mask is None else "drop"
         table = table.at[places.ravel()].add(1, mode=mode)
     return jnp.split(table.reshape(-1, N_BINS), borders[1:-1])
