@@ -31,7 +31,7 @@ def histograms(groups: Sequence[Group], mask: jax.Array | None = None) -> jax.Ar
       groups: arrays by layer, as `weight_groups` gives them.
       mask: which rows count (along each layer's first axis), or None for all.
     """
-    is_large = [mask is None and not group.is_stack and group.values.size >= FEWEST_IN_PAIRS for group in groups]
+    is_large = [not group.is_stack and _is_large(group.values, mask) for group in groups]
     small = iter(_together([group for group, large in zip(groups, is_large, strict=True) if not large], mask))
     return jnp.concatenate(
         [
@@ -51,7 +51,7 @@ def log2_histogram(x: jax.Array, mask: jax.Array | None = None) -> jax.Array:
     Raises:
       ValueError: another type.
     """
-    if mask is None and x.size >= FEWEST_IN_PAIRS:
+    if _is_large(x, mask):
         return jax.lax.platform_dependent(x, cpu=_by_pairs, default=_one_by_one)
     return _one_by_one(x, mask)
 
@@ -100,6 +100,10 @@ def bits(x: jax.Array) -> jax.Array:
     if x.dtype != jnp.float32:
         raise ValueError(f"bits of {x.dtype} are not allowed; allowed: float32, bfloat16, float16")
     return jax.lax.bitcast_convert_type(x, jnp.uint32)
+
+
+def _is_large(x: jax.Array, mask: jax.Array | None) -> bool:
+    return mask is None and x.size >= FEWEST_IN_PAIRS
 
 
 def _one_by_one(x: jax.Array, mask: jax.Array | None = None) -> jax.Array:

@@ -276,12 +276,15 @@ def _spread(scale: Scale, g: jax.Array) -> Statistics:
 def _small_numbers(groups: Sequence[Group]) -> Statistics:
     """Shares of zeros, and of other elements that low precision would lose: by the bits, as CPUs flush subnormals."""
     lost = _per_layer(_lost, groups)
-    size = _sizes(groups)
-    others = size - lost["always"]
+    zeros, sizes = lost["always"], _sizes(groups)
+
+    def share(part: jax.Array, whole: jax.Array | np.ndarray) -> jax.Array:
+        return part.astype(jnp.float32) / whole.astype(jnp.float32)
+
     return {
-        "zero_fraction": lost["always"] / size,
-        "float16_underflow": (lost["float16"] - lost["always"]) / others,
-        "bfloat16_underflow": (lost["bfloat16"] - lost["always"]) / others,
+        "zero_fraction": share(zeros, sizes),
+        "float16_underflow": share(lost["float16"] - zeros, sizes - zeros),
+        "bfloat16_underflow": share(lost["bfloat16"] - zeros, sizes - zeros),
     }
 
 
@@ -291,8 +294,7 @@ def _lost(g: jax.Array) -> Statistics:
     columns = jnp.pad(magnitude, (0, -g.size % 512), constant_values=0x7FFFFFFF).reshape(512, -1)  # 512 < 2¹⁰
     flags = [(columns <= bound).astype(jnp.int32) << 10 * i for i, bound in enumerate(LARGEST_LOST.values())]
     counters = jnp.sum(sum(flags), axis=0)
-    counts = [jnp.sum(counters >> 10 * i & 1023) for i in range(len(flags))]
-    return {kind: count.astype(jnp.float32) for kind, count in zip(LARGEST_LOST, counts, strict=True)}
+    return {kind: jnp.sum(counters >> 10 * i & 1023) for i, kind in enumerate(LARGEST_LOST)}
 
 
 def _norm(scale: Scale, x: jax.Array) -> jax.Array:
@@ -333,8 +335,8 @@ def _each(function: Callable[[jax.Array], jax.Array], groups: Sequence[Group]) -
 
 
 def _sizes(groups: Sequence[Group]) -> np.ndarray:
-    """Elements of each layer, float32 [layers]."""
-    return np.array([g.values.size // len(g.names) for g in groups for _ in g.names], np.float32)
+    """Elements of each layer, int32 [layers]."""
+    return np.array([g.values.size // len(g.names) for g in groups for _ in g.names], np.int32)
 
 
 def _prefixed(family: str, statistics: Statistics) -> Statistics:
