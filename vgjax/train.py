@@ -217,18 +217,19 @@ def run_chunk(program: Program, shared: Shared, lane_and_state: tuple[Lane, Stat
         state, outcome, _view = step(state, t)
         return state, _add(meter, outcome), t + 1
 
-    def instrumented(carry: tuple) -> tuple:
+    def instrumented(_: jax.Array, carry: tuple) -> tuple:
         state, meter, t, i, records = carry
         state, outcome, view = step(state, t)
         one = record(program, outcome, view)
-        records = jax.tree.map(lambda all_, one: all_.at[i].set(one), records, one)
+        records = jax.tree.map(lambda all_, one: all_.at[i].set(one, mode="promise_in_bounds"), records, one)
         return state, _add(meter, outcome), t + 1, i + 1, records
 
     def gap_then_record(i: jax.Array, carry: tuple) -> tuple:
         state, meter, t, _, records = carry
         state, meter, t = jax.lax.fori_loop(0, plan.gaps[i], bare, (state, meter, t))
         carry = state, meter, t, i, records
-        return jax.lax.cond(i < plan.n_records, instrumented, lambda c: c, carry)
+        # Once or not at all: a loop changes the records in place, where `cond` would copy all of them.
+        return jax.lax.fori_loop(0, (i < plan.n_records).astype(jnp.int32), instrumented, carry)
 
     shape = jax.eval_shape(lambda: record(program, *step(state, plan.start)[1:]))
     most = plan.gaps.shape[0] - 1
