@@ -157,6 +157,17 @@ def test_clipping_may_also_enlarge():
     assert stats.point_statistics(*map(tree_of, (raw, clipped, raw)))["clipped_fraction"][0] == 0.75
 
 
+@pytest.mark.parametrize("is_stack", [False, True])
+def test_a_gradient_that_nothing_clips(is_stack):
+    """The same array at two points is unclipped, NaN too; a copy of it likewise, and one other bit is seen."""
+    g = jnp.array([[[1.0, jnp.nan], [0.0, 1e-40]]] * 3)[slice(None) if is_stack else 0]
+    tree = lambda x: {"layers_1_to_3" if is_stack else "layer_1": {"kernel": x}}  # noqa: E731
+    points = lambda c: np.asarray(stats.point_statistics(tree(g), tree(c), tree(g))["clipped_fraction"])  # noqa: E731
+    np.testing.assert_array_equal(points(g), 0)
+    np.testing.assert_array_equal(points(jnp.array(np.array(g))), 0)
+    np.testing.assert_array_equal(points(g.at[..., 1, 0].set(-0.0)), 0.25)
+
+
 def test_every_layer_needs_its_slope():
     layers = groups({"layer_1": jnp.ones((2, 3)), "layer_2": jnp.ones((2, 3))})
     with pytest.raises(ValueError, match="shorter"):
