@@ -255,6 +255,26 @@ print(history.sizes["lane"], history["gradient_histogram"].attrs["long_name"])
     assert read.stdout == f"8 {history.VARIABLES['gradient_histogram'][1]}\n", read.stderr
 
 
+def test_threads_read_and_write_at_once(folder, tmp_path):
+    """netCDF's library crashes where two threads are in it; in a process of its own, to be told from outside."""
+    program = """
+import pathlib, sys
+from concurrent.futures import ThreadPoolExecutor
+from vgjax import history
+folder, other = map(pathlib.Path, sys.argv[1:])
+first = history.load(folder)
+def again(i):
+    history.finish(other / str(i), history.load(folder))
+    return history.load(other / str(i)).identical(first)
+with ThreadPoolExecutor(4) as pool:
+    print(sum(pool.map(again, range(60))))
+"""
+    for i in range(60):
+        (tmp_path / str(i)).mkdir()
+    threads = subprocess.run([sys.executable, "-c", program, folder, tmp_path], capture_output=True, text=True)
+    assert threads.stdout == "60\n", (threads.returncode, threads.stderr)
+
+
 def test_resuming_doubles_no_step(tmp_path, monkeypatch):
     """A run that was interrupted after its second chunk goes on, and its records are those of an undisturbed one."""
     path = tmp_path / "run"

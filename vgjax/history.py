@@ -9,6 +9,7 @@ into one `history.nc`, and its tables written as CSV.
 from __future__ import annotations
 
 import shutil
+import threading
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -17,6 +18,8 @@ import xarray as xr
 
 from vgjax import octaves
 from vgjax.files import read_sealed, whole, write_sealed
+
+NETCDF = threading.Lock()  # its library is no good for two threads at once: wrong errors, and crashes
 
 # What is recorded: dimensions beyond (lane, record) or (lane, evaluation), and what it is [unit].
 VARIABLES: dict[str, tuple[tuple[str, ...], str]] = {
@@ -216,7 +219,7 @@ def read(path: Path) -> xr.Dataset:
     """
     content = read_sealed(path)
     try:
-        with xr.open_dataset(content, engine="netcdf4") as dataset:
+        with NETCDF, xr.open_dataset(content, engine="netcdf4") as dataset:
             return _in_order(dataset.load().drop_encoding())
     except Exception as error:
         raise ValueError(f"{path} is damaged or is no history: {error}") from None
@@ -225,7 +228,9 @@ def read(path: Path) -> xr.Dataset:
 def _write(dataset: xr.Dataset, path: Path) -> None:
     encoding = {name: {"zlib": True, "complevel": 1} for name, v in dataset.data_vars.items() if "bin" in v.dims}
     ordered = dataset.assign_attrs({ORDER: " ".join(map(str, dataset.variables))})
-    write_sealed(path, ordered.to_netcdf(engine="netcdf4", encoding=encoding))
+    with NETCDF:
+        content = ordered.to_netcdf(engine="netcdf4", encoding=encoding)
+    write_sealed(path, content)
 
 
 def _in_order(dataset: xr.Dataset) -> xr.Dataset:
