@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import subprocess
 import sys
 import warnings
@@ -13,7 +14,7 @@ import small
 import xarray as xr
 from test_engine import SETTINGS
 
-from vgjax import Hypers, history, load, run
+from vgjax import Hypers, history, load, records, run
 from vgjax.octaves import N_BINS, NAN_BIN, ZERO_BIN, bin_edges
 from vgjax.records import FIRST_PAGE, Records, tensorboard_histogram
 
@@ -273,6 +274,19 @@ with ThreadPoolExecutor(4) as pool:
         (tmp_path / str(i)).mkdir()
     threads = subprocess.run([sys.executable, "-c", program, folder, tmp_path], capture_output=True, text=True)
     assert threads.stdout == "60\n", (threads.returncode, threads.stderr)
+
+
+def test_a_folder_that_vanishes_between_two_files(folder, tmp_path, monkeypatch):
+    """It is said, and the next file does not make it again."""
+    path, opened, open_writer = tmp_path / "run", [], records._open_writer
+    path.mkdir()
+    monkeypatch.setattr("vgjax.records._open_writer", lambda place: opened.append(open_writer(place)) or opened[-1])
+    monkeypatch.setattr(records, "_events", lambda run: shutil.rmtree(path, ignore_errors=True) or [])
+    writing = Records(path)
+    writing.write(load(folder))
+    with pytest.raises(FileNotFoundError, match=str(path)):
+        writing.close()
+    assert len(opened) == 1 and not path.exists()
 
 
 def test_resuming_doubles_no_step(tmp_path, monkeypatch):
