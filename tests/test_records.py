@@ -123,9 +123,9 @@ def a_history(**variables):
 def write_events(path, part):
     """What TensorBoard reads of one chunk."""
     path.mkdir(exist_ok=True)
-    records = Records(path)
-    records.write(part)
-    records.close()
+    writing = Records(path)
+    writing.write(part)
+    writing.close()
     return read_events(path)
 
 
@@ -265,13 +265,12 @@ from vgjax import history
 folder, other = map(pathlib.Path, sys.argv[1:])
 first = history.load(folder)
 def again(i):
+    (other / str(i)).mkdir()
     history.finish(other / str(i), history.load(folder))
     return history.load(other / str(i)).identical(first)
 with ThreadPoolExecutor(4) as pool:
     print(sum(pool.map(again, range(60))))
 """
-    for i in range(60):
-        (tmp_path / str(i)).mkdir()
     threads = subprocess.run([sys.executable, "-c", program, folder, tmp_path], capture_output=True, text=True)
     assert threads.stdout == "60\n", (threads.returncode, threads.stderr)
 
@@ -280,7 +279,7 @@ def test_a_folder_that_vanishes_between_two_files(folder, tmp_path, monkeypatch)
     """It is said, and the next file does not make it again."""
     path, opened, open_writer = tmp_path / "run", [], records._open_writer
     path.mkdir()
-    monkeypatch.setattr("vgjax.records._open_writer", lambda place: opened.append(open_writer(place)) or opened[-1])
+    monkeypatch.setattr(records, "_open_writer", lambda place: opened.append(open_writer(place)) or opened[-1])
     monkeypatch.setattr(records, "_events", lambda run: shutil.rmtree(path, ignore_errors=True) or [])
     writing = Records(path)
     writing.write(load(folder))

@@ -84,7 +84,6 @@ class Records:
 
     def _write(self, part: xr.Dataset) -> None:
         with named(self._folder / "tensorboard"):
-            self._folder.stat()
             self._write_lanes(part)
 
     def _write_lanes(self, part: xr.Dataset) -> None:
@@ -101,8 +100,8 @@ class Records:
                 self._write_log(one)
 
     def _write_run(self, name: str, run: xr.Dataset) -> None:
+        self._folder.stat()  # where it has vanished, TensorFlow would make it again, or write into what nobody sees
         if name not in self._writers:
-            self._folder.stat()  # where it has vanished meanwhile, TensorFlow would make it again
             self._writers[name] = _open_writer(self._folder / "tensorboard" / name)
             if "layer" not in run.coords:
                 self._writers[name].write_hparams({str(k): v.item() for k, v in run.coords.items() if not v.dims})

@@ -217,26 +217,26 @@ def run_chunk(program: Program, shared: Shared, lane_and_state: tuple[Lane, Stat
         state, outcome, _view = step(state, t)
         return state, _add(meter, outcome), t + 1
 
-    def instrumented(_: jax.Array, carry: tuple) -> tuple:
-        state, meter, t, i, records = carry
+    def instrumented(i: jax.Array, carry: tuple) -> tuple:
+        state, meter, t, records = carry
         state, outcome, view = step(state, t)
         one = record(program, outcome, view)
         records = jax.tree.map(lambda all_, one: all_.at[i].set(one, mode="promise_in_bounds"), records, one)
-        return state, _add(meter, outcome), t + 1, i + 1, records
+        return state, _add(meter, outcome), t + 1, records
 
     def gap_then_record(i: jax.Array, carry: tuple) -> tuple:
-        state, meter, t, _, records = carry
+        state, meter, t, records = carry
         state, meter, t = jax.lax.fori_loop(0, plan.gaps[i], bare, (state, meter, t))
-        carry = state, meter, t, i, records
-        # Once or not at all: a loop changes the records in place, where `cond` would copy all of them.
-        return jax.lax.fori_loop(0, (i < plan.n_records).astype(jnp.int32), instrumented, carry)
+        carry = state, meter, t, records
+        # Once, or after the last record not at all: a loop changes them in place, where `cond` would copy them all.
+        return jax.lax.fori_loop(i, jnp.minimum(i + 1, plan.n_records), instrumented, carry)
 
     shape = jax.eval_shape(lambda: record(program, *step(state, plan.start)[1:]))
     most = plan.gaps.shape[0] - 1
     records = jax.tree.map(lambda s: jnp.zeros((most, *s.shape), s.dtype), shape)
     zero = jnp.float32(0)
-    carry = (state, Meter(*[zero] * len(Meter._fields)), plan.start, jnp.int32(0), records)
-    state, meter, _, _, records = jax.lax.fori_loop(0, plan.n_records + 1, gap_then_record, carry)
+    carry = (state, Meter(*[zero] * len(Meter._fields)), plan.start, records)
+    state, meter, _, records = jax.lax.fori_loop(0, plan.n_records + 1, gap_then_record, carry)
     evaluation = {"train_loss": meter.loss, "train_accuracy": meter.correct / meter.examples}
     validation = partial(evaluate, program, shared, lane)
     unseen = jax.tree.map(lambda s: jnp.full(s.shape, jnp.nan, s.dtype), jax.eval_shape(validation, state))
