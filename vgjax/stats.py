@@ -27,12 +27,12 @@ Statistics = dict[str, jax.Array]
 
 def norm(x: jax.Array) -> jax.Array:
     """‖x‖₂ over all elements, right wherever the result is a float32 number: 2ᵏ · √Σ(x / 2ᵏ)², 2ᵏ just below max|x|."""
-    return _norm(_squares(_scaled, x))
+    return _norm(_scaled, x)
 
 
 def rms(x: jax.Array) -> jax.Array:
     """‖x‖₂ / √n, the tutorial's statistic."""
-    return _lengths(_squares(_scaled, x), x.size)["rms"]
+    return _lengths(_scaled, x)["rms"]
 
 
 def norm_statistics(gradients: Any, stacked: str = "") -> Statistics:
@@ -45,8 +45,7 @@ def norm_statistics(gradients: Any, stacked: str = "") -> Statistics:
     Returns:
       {"gradient_norm", "gradient_rms", "gradient_log10_rms"}, each [layers].
     """
-    groups = weight_groups(gradients, stacked)
-    return _prefixed("gradient", _lengths(_scaled_where_needed(_squares, groups), _sizes(groups)))
+    return _prefixed("gradient", _scaled_where_needed(_lengths, weight_groups(gradients, stacked)))
 
 
 def gradient_statistics(gradients: Any, stacked: str = "") -> Statistics:
@@ -63,12 +62,7 @@ def gradient_statistics(gradients: Any, stacked: str = "") -> Statistics:
     """
     groups = weight_groups(gradients, stacked)
     spread = _scaled_where_needed(_spread, groups)
-    statistics = {
-        "mean": spread["power"] * spread["mean"],
-        "std": spread["power"] * jnp.sqrt(spread["variance"]),
-        "max": spread["max"],
-    }
-    return _prefixed("gradient", statistics | _small_numbers(groups))
+    return _prefixed("gradient", spread | _small_numbers(groups))
 
 
 def weight_statistics(params: Any, updates: Any, stacked: str = "") -> Statistics:
@@ -80,12 +74,11 @@ def weight_statistics(params: Any, updates: Any, stacked: str = "") -> Statistic
       stacked: paths of stacked layers.
     """
 
-    def both(scale: Scale, w: jax.Array, dw: jax.Array) -> Statistics:
-        return _prefixed("w", _squares(scale, w)) | _prefixed("dw", _squares(scale, dw))
+    def one(scale: Scale, w: jax.Array, dw: jax.Array) -> Statistics:
+        size = _norm(scale, w)
+        return {"weight_norm": size, "update_ratio": _norm(scale, dw) / size}
 
-    sums = _scaled_where_needed(both, weight_groups(params, stacked), weight_groups(updates, stacked))
-    size = _norm(sums, "w_")
-    return {"weight_norm": size, "update_ratio": _norm(sums, "dw_") / size}
+    return _scaled_where_needed(one, weight_groups(params, stacked), weight_groups(updates, stacked))
 
 
 def point_statistics(raw: Any, clipped: Any, updates: Any, stacked: str = "") -> Statistics:
@@ -103,14 +96,12 @@ def point_statistics(raw: Any, clipped: Any, updates: Any, stacked: str = "") ->
       update: 1 is steepest descent}, each [layers]; cosines with a vector of zeros are NaN.
     """
 
-    def products(scale: Scale, g: jax.Array, c: jax.Array, dw: jax.Array) -> Statistics:
-        (_, unit_g), (_, unit_c), (_, unit_dw) = scale(g), scale(c), scale(dw)
+    def one(scale: Scale, g: jax.Array, c: jax.Array, dw: jax.Array) -> Statistics:
         return {
-            **_prefixed("g", _squares(scale, g)),
-            **_prefixed("c", _squares(scale, c)),
-            **_prefixed("dw", _squares(scale, dw)),
-            "g_dot_c": _sum(unit_g * unit_c),
-            "g_dot_dw": _sum(unit_g * unit_dw),
+            "clipped_norm": _norm(scale, c),
+            "clipped_cosine": _cosine(scale, g, c),
+            "update_norm": _norm(scale, dw),
+            "update_cosine": -_cosine(scale, g, dw),
         }
 
     def changed(g: jax.Array, c: jax.Array) -> Statistics:
@@ -119,14 +110,7 @@ def point_statistics(raw: Any, clipped: Any, updates: Any, stacked: str = "") ->
         return {"clipped_fraction": _sum((bits(g) != bits(c)).astype(jnp.float32)) / g.size}
 
     points = [weight_groups(tree, stacked) for tree in (raw, clipped, updates)]
-    sums = _scaled_where_needed(products, *points)
-    length = {name: jnp.sqrt(sums[f"{name}_square"]) for name in ("g", "c", "dw")}
-    return _per_layer(changed, *points[:2]) | {
-        "clipped_norm": _norm(sums, "c_"),
-        "clipped_cosine": sums["g_dot_c"] / (length["g"] * length["c"]),
-        "update_norm": _norm(sums, "dw_"),
-        "update_cosine": -sums["g_dot_dw"] / (length["g"] * length["dw"]),
-    }
+    return _scaled_where_needed(one, *points) | _per_layer(changed, *points[:2])
 
 
 def activation_statistics(
@@ -154,24 +138,16 @@ def activation_statistics(
             flat = jnp.abs(slope)
             dead = jnp.mean(jnp.all(flat == 0, axis=0), dtype=jnp.float32)
             saturated = _mean((flat <= SATURATED_SLOPE * top).astype(jnp.float32), mask)
-            variance, bad = _mean(jnp.square(unit - mean), mask), jnp.any(jnp.isnan(flat))
+            bad = jnp.any(jnp.isnan(flat))
             return {
-                "power": power,
-                "mean": mean,
-                "variance": variance,
-                "dead": dead,
-                "saturated": saturated,
-                "bad": bad,
+                "activation_mean": power * mean,
+                "activation_std": power * jnp.sqrt(_mean(jnp.square(unit - mean), mask)),
+                "activation_dead_fraction": jnp.where(bad, jnp.nan, dead),
+                "activation_saturated_fraction": jnp.where(bad, jnp.nan, saturated),
             }
 
         rows.append(_per_layer(one, [h_group], [slope_group]))
-    found = _joined(rows)
-    return {
-        "activation_mean": found["power"] * found["mean"],
-        "activation_std": found["power"] * jnp.sqrt(found["variance"]),
-        "activation_dead_fraction": jnp.where(found["bad"], jnp.nan, found["dead"]),
-        "activation_saturated_fraction": jnp.where(found["bad"], jnp.nan, found["saturated"]),
-    }
+    return {name: jnp.concatenate([row[name] for row in rows]) for name in rows[0]}
 
 
 def delta_statistics(deltas: Sequence[Group], count: jax.Array) -> Statistics:
@@ -184,7 +160,7 @@ def delta_statistics(deltas: Sequence[Group], count: jax.Array) -> Statistics:
     Returns:
       {"delta_norm", "delta_rms", "delta_log10_rms"}, each [layers].
     """
-    return _prefixed("delta", _lengths(_per_layer(partial(_squares, _scaled), deltas), count * _widths(deltas)))
+    return _prefixed("delta", _per_layer(lambda d: _lengths(_scaled, d, count * d.shape[-1]), deltas))
 
 
 def noise_statistics(
@@ -245,16 +221,22 @@ def decay_statistics(
       which has none above, and for a ratio or an alignment of 0 to 0.
     """
 
-    delta, slope = (_per_layer(partial(_squares, _scaled), groups) for groups in (deltas, slopes))
-    power, rest = delta["power"], jnp.sqrt(delta["square"])
-    ratio = (power[:-1] / power[above]) * (rest[:-1] / rest[above])
-    weights = weight_groups(params)
-    weight_gain = (_norm(_scaled_where_needed(_squares, weights)) / np.sqrt(_widths(weights)))[above]
-    steepness = _lengths(slope, count * _widths(slopes))["rms"][:-1]
-    alignment = ratio / (weight_gain * steepness)
-    columns = {"ratio": ratio, "weight_gain": weight_gain, "slope": steepness, "alignment": alignment}
-    end = jnp.full(1, jnp.nan, jnp.float32)
-    return _prefixed("decay", {name: jnp.concatenate([column, end]) for name, column in columns.items()})
+    def gain(scale: Scale, w: jax.Array) -> Statistics:
+        return {"gain": _norm(scale, w) / jnp.sqrt(jnp.float32(w.shape[-1]))}
+
+    def steepness(slope: jax.Array) -> Statistics:
+        return {"slope": _lengths(_scaled, slope, count * slope.shape[-1])["rms"]}
+
+    def parts(delta: jax.Array) -> Statistics:
+        power, unit = _scaled(delta)
+        return {"power": power, "rest": jnp.sqrt(_sum(jnp.square(unit)))}
+
+    delta, end = _per_layer(parts, deltas), jnp.full(1, jnp.nan, jnp.float32)
+    ratio = (delta["power"][:-1] / delta["power"][above]) * (delta["rest"][:-1] / delta["rest"][above])
+    weight_gain = _scaled_where_needed(gain, weight_groups(params))["gain"][above]
+    slope = _per_layer(steepness, slopes)["slope"][:-1]
+    columns = {"ratio": ratio, "weight_gain": weight_gain, "slope": slope, "alignment": ratio / (weight_gain * slope)}
+    return {f"decay_{name}": jnp.concatenate([column, end]) for name, column in columns.items()}
 
 
 def counted(x: jax.Array, mask: jax.Array | None) -> jax.Array:
@@ -283,28 +265,14 @@ def _scaled_where_needed(function: Callable[..., Statistics], *columns: Sequence
     return jax.lax.cond(is_safe, lambda: plain, lambda: _per_layer(partial(function, _scaled), *columns))
 
 
-def _squares(scale: Scale, x: jax.Array) -> Statistics:
-    """Σ(x / 2ᵏ)² of one layer, and 2ᵏ."""
-    power, unit = scale(x)
-    return {"power": power, "square": _sum(jnp.square(unit))}
-
-
-def _norm(sums: Statistics, prefix: str = "") -> jax.Array:
-    """‖x‖ of all layers at once."""
-    return sums[f"{prefix}power"] * jnp.sqrt(sums[f"{prefix}square"])
-
-
-def _lengths(sums: Statistics, count: Any) -> Statistics:
-    """‖x‖, ‖x‖/√count and log₁₀ of that, of all layers at once."""
-    power, mean_square = sums["power"], sums["square"] / jnp.asarray(count, jnp.float32)
-    return {"norm": _norm(sums), "rms": power * jnp.sqrt(mean_square), "log10_rms": _log10(power, mean_square)}
-
-
 def _spread(scale: Scale, g: jax.Array) -> Statistics:
     power, unit = scale(g)
     mean = _sum(unit) / g.size
-    largest = jnp.max(jnp.abs(g)).astype(jnp.float32)
-    return {"power": power, "mean": mean, "variance": _sum(jnp.square(unit - mean)) / g.size, "max": largest}
+    return {
+        "mean": power * mean,
+        "std": power * jnp.sqrt(_sum(jnp.square(unit - mean)) / g.size),
+        "max": jnp.max(jnp.abs(g)).astype(jnp.float32),
+    }
 
 
 def _small_numbers(groups: Sequence[Group]) -> Statistics:
@@ -331,6 +299,28 @@ def _lost(g: jax.Array) -> Statistics:
     return {kind: jnp.sum(counters >> 10 * i & 1023) for i, kind in enumerate(LARGEST_LOST)}
 
 
+def _norm(scale: Scale, x: jax.Array) -> jax.Array:
+    power, unit = scale(x)
+    return power * jnp.sqrt(_sum(jnp.square(unit)))
+
+
+def _cosine(scale: Scale, a: jax.Array, b: jax.Array) -> jax.Array:
+    """⟨a, b⟩/(‖a‖‖b‖); NaN where one of them is zero."""
+    (_, a), (_, b) = scale(a), scale(b)
+    return _sum(a * b) / (jnp.sqrt(_sum(jnp.square(a))) * jnp.sqrt(_sum(jnp.square(b))))
+
+
+def _lengths(scale: Scale, x: jax.Array, count: Any = None) -> Statistics:
+    count = x.size if count is None else count
+    power, unit = scale(x)
+    square = _sum(jnp.square(unit))
+    return {
+        "norm": power * jnp.sqrt(square),
+        "rms": power * jnp.sqrt(square / count),
+        "log10_rms": _log10(power, square / count),
+    }
+
+
 def _per_layer(function: Callable[..., Statistics], *columns: Sequence[Group]) -> Statistics:
     """A function of one layer's arrays, over all layers; stacks under `vmap`."""
     rows = [
@@ -339,10 +329,6 @@ def _per_layer(function: Callable[..., Statistics], *columns: Sequence[Group]) -
         else {name: value[None] for name, value in function(*(g.values for g in layer)).items()}
         for layer in zip(*columns, strict=True)
     ]
-    return _joined(rows)
-
-
-def _joined(rows: list[Statistics]) -> Statistics:
     return {name: jnp.concatenate([row[name] for row in rows]) for name in rows[0]}
 
 
@@ -353,11 +339,6 @@ def _each(function: Callable[[jax.Array], jax.Array], groups: Sequence[Group]) -
 def _sizes(groups: Sequence[Group]) -> np.ndarray:
     """Elements of each layer, int32 [layers]."""
     return np.array([g.values.size // len(g.names) for g in groups for _ in g.names], np.int32)
-
-
-def _widths(groups: Sequence[Group]) -> np.ndarray:
-    """Units of each layer, float32 [layers]."""
-    return np.array([g.values.shape[-1] for g in groups for _ in g.names], np.float32)
 
 
 def _prefixed(family: str, statistics: Statistics) -> Statistics:
