@@ -139,16 +139,17 @@ def measure(options: Options) -> dict[str, list[float]]:
     """Seconds of every contestant, one value a turn."""
     contestants = {**_ours(options), **_peers(options)}
     seconds: dict[str, list[float]] = {name: [] for name in contestants}
-    close = {name: contestants[name] for name in WATCHES}
     from rich.progress import track
 
     turns, alternations = (1, 1) if options.smoke else (options.repeats, ALTERNATIONS)
     for contest in contestants.values():  # warm up: compile
         contest(-1)
     for turn in track(range(turns), description="turns", disable=not sys.stderr.isatty()):
-        parts = [{name: contest(turn) for name, contest in close.items()} for _ in range(alternations)]
-        for name, contest in contestants.items():
-            seconds[name].append(float(np.median([part[name] for part in parts])) if name in close else contest(turn))
+        parts = [[contestants[name](turn) for name in WATCHES] for _ in range(alternations)]
+        for name, value in zip(WATCHES, np.median(parts, axis=0), strict=True):
+            seconds[name].append(float(value))
+        for name in (name for name in contestants if name not in WATCHES):
+            seconds[name].append(contestants[name](turn))
     return seconds
 
 

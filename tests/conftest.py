@@ -29,3 +29,12 @@ def few_memory_maps() -> Iterator[None]:
             cached.cache_clear()
         jax.clear_caches()
         gc.collect()
+
+
+@pytest.fixture
+def no_network(monkeypatch):
+    for variable in ("http_proxy", "https_proxy", "all_proxy"):
+        monkeypatch.setenv(variable, "http://127.0.0.1:9")  # nobody listens at the port named discard
+        monkeypatch.setenv(variable.upper(), "http://127.0.0.1:9")
+    for variable in ("no_proxy", "NO_PROXY", "VGJAX_MANUAL_DIR"):
+        monkeypatch.delenv(variable, raising=False)

@@ -39,7 +39,7 @@ PLAN = {  # how many mutants of each module, and the tests that know it
     "theory": (70, ["theory", "profiles"]),
     "stats": (60, ["stats"]),
     "optim": (40, ["optim"]),
-    "train": (40, ["engine", "gradients"]),
+    "train": (40, ["engine", "replicas", "gradients"]),
 }
 LEFT_OUT = (  # of these files: they compile for long, and about what other rooms do
     "compiled",
