@@ -329,7 +329,7 @@ def _accuracy(histories: dict[tuple[str, str], xr.Dataset], has_data: bool) -> P
             )
         axes.set(title=mode, xlabel="epoch", ylim=(0, 1))
     both[0].set_ylabel("validation accuracy")
-    both[1].legend(loc="center right")
+    both[1].legend(loc="center left", bbox_to_anchor=(1, 0.5))
     sentence = (
         "Validation accuracy after each epoch, as that code ran (left) and cleanly (right): sigmoid networks stay at "
         "chance whatever the initializer (their two lines coincide), ReLU networks learn from either. Where all units "
