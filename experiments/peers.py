@@ -14,6 +14,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import os
+import sys
 import tempfile
 import time
 from collections.abc import Iterator
@@ -205,6 +206,8 @@ def keras_train(model: Any, config: Config, inputs: np.ndarray, labels: np.ndarr
 
 
 def _torch() -> Any:
+    # Its builds for GPUs load Triton, which crashes the process beside TensorFlow (two LLVMs); a CPU has no use for it.
+    sys.modules.setdefault("triton", None)  # type: ignore[arg-type]
     import torch
 
     return torch
