@@ -1,102 +1,45 @@
 """Data sets: name → arrays. Embedded (scikit-learn), from TFDS, a folder of IDX files, or the user's own function.
 
 Inputs are flat: uint8 as stored, or float32; scaling belongs to the config. What TFDS prepares is decoded once and
-kept as one .npz file of plain arrays, whose checksums are verified at every load; TFDS and TensorFlow are imported only
-to prepare it.
+kept as one .npz file of plain arrays, whose checksums are verified at every load.
 """
 
 from __future__ import annotations
 
-import contextlib
 import difflib
-import gzip
-import hashlib
 import io
 import json
-import logging
-import math
 import os
 import re
-import struct
-import sys
 import tempfile
-import warnings
 import zipfile
-import zlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
 
 import numpy as np
 
+from vgjax.dataset import Dataset, DataUnavailable, empty_classes
+from vgjax.idx import idx_folder
 from vgjax.names import Entry, import_function, nearest, text_of
+from vgjax.tfds_builders import check_at_hand, check_kind, decode, in_one_line, quiet_tfds
 
+__all__ = [
+    "DATASETS",
+    "EMBEDDED",
+    "DataUnavailable",
+    "Dataset",
+    "default_data_dir",
+    "empty_classes",
+    "load",
+    "prepare",
+    "ready",
+]
 ARRAYS = ("train_inputs", "train_labels", "test_inputs", "test_labels")
 KINDS = "any TFDS image classification set, a folder of IDX files, or module:function"
-ADVICE = "give the original files by --manual-dir DIR, or run `vgjax data prepare` where there is a network"
 PathLike = str | os.PathLike[str]
-
-
-@dataclass(frozen=True, eq=False)
-class Dataset:
-    """A data set on the host; where there is no test split, the training set stands in for it.
-
-    Raises:
-      ValueError: shapes, types or labels do not fit together.
-    """
-
-    name: str
-    train_inputs: np.ndarray
-    """Training examples, uint8 or float32 [examples, features]."""
-    train_labels: np.ndarray
-    """Their classes, int32 from 0 [examples]."""
-    test_inputs: np.ndarray
-    """Test examples, of the same type [examples, features]."""
-    test_labels: np.ndarray
-    """Their classes [examples]."""
-    classes: int
-    """Number of classes."""
-    shape: tuple[int, ...]
-    """Shape of one example before it was flattened; their product is the number of features."""
-    source: str
-    """Where it comes from."""
-
-    def __post_init__(self) -> None:
-        features = math.prod(self.shape)
-        for split in ("train", "test"):
-            inputs, labels = getattr(self, f"{split}_inputs"), getattr(self, f"{split}_labels")
-            problem = ""
-            if inputs.dtype not in (np.uint8, np.float32) or labels.dtype != np.int32:
-                problem = f"{inputs.dtype} inputs and {labels.dtype} labels; allowed: uint8 or float32, and int32"
-            elif inputs.dtype != self.train_inputs.dtype:
-                problem = f"{inputs.dtype} inputs, where training has {self.train_inputs.dtype}"
-            elif len(inputs) == 0 or inputs.shape != (len(labels), features) or labels.ndim != 1:
-                problem = f"inputs {inputs.shape} and labels {labels.shape}; allowed: (N, {features}) and (N,), N > 0"
-            elif labels.min() < 0 or labels.max() >= self.classes:
-                problem = f"labels {labels.min()} to {labels.max()}; allowed: 0 to {self.classes - 1}"
-            elif inputs.dtype == np.float32 and (bad := ~np.isfinite(inputs)).any():
-                first = int(bad.any(axis=1).argmax())
-                problem = f"{bad.sum()} of {bad.size} inputs that are NaN or infinite, the first in example {first}"
-            if problem:
-                raise ValueError(f"data set {self.name!r}: its {split} split has {problem}")
-
-
-def empty_classes(dataset: Dataset, holdout: int = 0) -> list[int]:
-    """The classes of which there is no training example.
-
-    Args:
-      dataset: the data.
-      holdout: so many training examples do not train.
-    """
-    counts = np.bincount(dataset.train_labels[holdout:], minlength=dataset.classes)
-    return np.flatnonzero(counts == 0).tolist()
-
-
-class DataUnavailable(ValueError):
-    """A data set that exists, with neither its files nor a network at hand."""
 
 
 class _Damaged(ValueError):
@@ -231,65 +174,6 @@ def _own(make: Callable[..., Dataset]) -> Dataset:
     return made
 
 
-# IDX folders
-
-
-def idx_folder(folder: PathLike) -> Dataset:
-    """The four files of MNIST's format in a folder, gzipped or not, under MNIST's names (t10k- or test-).
-
-    Raises:
-      ValueError: a file is missing or damaged, or the files do not belong together. A changed pixel in a file that is
-        not gzipped cannot be seen, as the format has no checksum; but a run does not go on with other files.
-    """
-    folder = Path(folder)
-    (train, train_labels), (test, test_labels) = _idx_split(folder, "train"), _idx_split(folder, "t10k|test")
-    if train.shape[1:] != test.shape[1:]:
-        raise ValueError(f"{folder}: training images are {train.shape[1:]}, test images {test.shape[1:]}")
-    classes = 1 + int(max(train_labels.max(), test_labels.max()))
-    flat, flat_test = train.reshape(len(train), -1), test.reshape(len(test), -1)
-    digest = hashlib.sha256()
-    for array in (flat, train_labels, flat_test, test_labels):
-        digest.update(array.tobytes())
-    shape, source = train.shape[1:], f"IDX files in {folder}, SHA-256 {digest.hexdigest()[:16]}"
-    return Dataset(str(folder), flat, train_labels, flat_test, test_labels, classes, shape, source)
-
-
-def _idx_split(folder: Path, prefix: str) -> tuple[np.ndarray, np.ndarray]:
-    """The images and int32 labels of one split."""
-    images, labels = (_read_idx(_idx_file(folder, prefix, kind)) for kind in ("images", "labels"))
-    if images.ndim < 2 or labels.ndim != 1 or 0 in images.shape or len(images) != len(labels):
-        name = prefix.split("|")[0]
-        raise ValueError(f"{folder}: {name} images {images.shape} and labels {labels.shape} do not belong together")
-    return images, labels.astype(np.int32)
-
-
-def _idx_file(folder: Path, prefix: str, kind: str) -> Path:
-    pattern = re.compile(rf"({prefix})-{kind}[-.]idx\d[-.]ubyte(\.gz)?")
-    found = sorted(path for path in folder.iterdir() if pattern.fullmatch(path.name))
-    if not found:
-        name = f"{prefix.split('|')[0]}-{kind}-idx{3 if kind == 'images' else 1}-ubyte"
-        raise ValueError(f"{folder} is not a folder of IDX files: it has no {name} and no {name}.gz")
-    return found[0]
-
-
-def _read_idx(path: Path) -> np.ndarray:
-    """The bytes of an IDX file: 00 00 08 (unsigned bytes), rank, big-endian sizes, content."""
-    try:
-        content = path.read_bytes()
-        if content[:2] == b"\x1f\x8b":
-            content = gzip.decompress(content)
-    except (OSError, EOFError, zlib.error) as error:
-        raise ValueError(f"{path} is damaged or cannot be read: {error}") from None
-    if len(content) < 4 or content[:3] != b"\0\0\x08":
-        raise ValueError(f"{path} is not an IDX file of bytes: it begins with {content[:3].hex(' ')}, not 00 00 08")
-    start = 4 + 4 * content[3]
-    shape = struct.unpack(f">{content[3]}I", content[4:start]) if len(content) >= start else None
-    size = start if shape is None else start + math.prod(shape)
-    if shape is None or len(content) != size:
-        raise ValueError(f"{path} is damaged: {len(content)} bytes, where its header announces {size}")
-    return np.frombuffer(content, np.uint8, offset=start).reshape(shape)
-
-
 # TFDS
 
 
@@ -311,7 +195,7 @@ def tfds_set(name: str, data_dir: PathLike | None = None, manual_dir: PathLike |
         raise ValueError(f"no folder {str(manual)!r} to take original files from")
     if manual and (manual / set_name).is_dir():
         manual /= set_name
-    with _quiet_tfds() as tfds:
+    with quiet_tfds() as tfds:
         known = tfds.list_builders(with_community_datasets=False)
         if set_name not in known:
             close = difflib.get_close_matches(name.lower(), dict.fromkeys([*DATASETS, *known]))
@@ -320,120 +204,25 @@ def tfds_set(name: str, data_dir: PathLike | None = None, manual_dir: PathLike |
         variants = tfds.builder_cls(set_name).builder_configs
         if variant and variant not in variants:
             raise ValueError(f"data set {set_name!r} has no variant {variant!r}; {nearest(variant, variants)}")
-        with _in_one_line(name, root):
+        with in_one_line(name, root):
             builder = tfds.builder(name, data_dir=root, try_gcs=False)
-        _check_kind(tfds, name, builder.info)
+        check_kind(tfds, name, builder.info)
         prepared = builder.data_path.is_dir()  # by TFDS itself, earlier
         if not prepared:
-            _check_at_hand(name, builder.url_infos or {}, manual)
-        with _in_one_line(name, Path(builder.data_path) if prepared else root):
+            check_at_hand(name, builder.url_infos or {}, manual)
+        with in_one_line(name, Path(builder.data_path) if prepared else root):
             root.mkdir(parents=True, exist_ok=True)
             with tempfile.TemporaryDirectory(prefix=".preparing-", dir=root) as scratch:
                 if not prepared:
                     config = tfds.download.DownloadConfig(manual_dir=manual, try_download_gcs=False)
                     builder = tfds.builder(name, data_dir=scratch, try_gcs=False)
                     builder.download_and_prepare(download_dir=f"{scratch}/downloads", download_config=config)
-                dataset = _decode(tfds, name, builder)
+                dataset = decode(tfds, name, builder)
                 members: dict[str, Any] = {key: getattr(dataset, key) for key in ARRAYS}
                 np.savez(f"{scratch}/arrays.npz", facts=np.array(json.dumps(_facts(dataset))), **members)
                 path.parent.mkdir(parents=True, exist_ok=True)
                 os.replace(f"{scratch}/arrays.npz", path)
     return dataset
-
-
-@contextlib.contextmanager
-def _quiet_tfds() -> Iterator[Any]:
-    """TFDS without its chatter (bars on a terminal only), its look-ups in the cloud and its minutes of retries."""
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-    os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")  # TensorFlow announces them past its own log level
-    from unittest import mock  # it imports asyncio
-
-    disabled = logging.root.manager.disable
-    logging.disable(logging.CRITICAL)
-    try:
-        with contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings(action="ignore"):
-            import tensorflow_datasets as tfds
-            from tensorflow_datasets.core.download import downloader
-
-            tfds.display_progress_bar(sys.stderr.isatty())
-            no_look_up = mock.patch.object(tfds.core.DatasetInfo, "initialize_from_bucket")
-            with no_look_up, mock.patch.object(downloader, "MAX_RETRIES", 2):
-                yield tfds
-    finally:
-        logging.disable(disabled)
-
-
-@contextlib.contextmanager
-def _in_one_line(name: str, where: Path) -> Iterator[None]:
-    """Says in one line what TFDS raises in many; `where`: the folder that it reads or writes."""
-    try:
-        yield
-    except Exception as error:  # builders are the code of many hands
-        import requests
-        from tensorflow_datasets.core.download.util import DownloadError
-
-        if wrong := re.search("downloaded to (.+), has wrong checksum", str(error)):
-            raise ValueError(f"data set {name!r}: {wrong[1]} is not the file that TFDS's checksum asks for") from None
-        line = next(iter(str(error).strip().splitlines()), "")
-        if isinstance(error, requests.RequestException | DownloadError):
-            raise DataUnavailable(f"data set {name!r}: a download failed ({line}); {ADVICE}") from None
-        what = f"{type(error).__name__}: {re.sub(r'{{.*?}} ', '', line)}"
-        raise ValueError(f"data set {name!r}: TFDS cannot prepare it ({what}); see {where}") from error
-
-
-def _check_kind(tfds: Any, name: str, info: Any) -> None:
-    """Refuse what is not one image of fixed size and one class label."""
-    keys = [key for key in info.supervised_keys or () if isinstance(key, str)]
-    image, label = ([info.features[key] for key in keys] + [None, None])[:2]
-    if not isinstance(image, tfds.features.Image) or not isinstance(label, tfds.features.ClassLabel):
-        raise ValueError(
-            f"data set {name!r} is not image classification: an example has {', '.join(info.features)}; "
-            "allowed: one image to classify under one label"
-        )
-    if None in image.shape or image.np_dtype != np.uint8:
-        shape = "x".join(str(n or "?") for n in image.shape)
-        kind = image.np_dtype.__name__
-        raise ValueError(f"data set {name!r} has {kind} images of {shape}; allowed: uint8 images of one size")
-
-
-def _check_at_hand(name: str, infos: Mapping[str, Any], manual: Path | None) -> None:
-    """Refuse at once where no original file is at hand and no network answers; TFDS would try for minutes."""
-    import requests
-
-    files_of = {url: info.filename or url for url, info in infos.items()}
-    missing = {url: file for url, file in files_of.items() if not (manual and (manual / file).is_file())}
-    if len(missing) < len(infos) or not missing:
-        return  # some are there: TFDS knows which of them this variant needs
-    for url in list({urlsplit(url).netloc: url for url in missing}.values())[:3]:
-        try:
-            requests.head(url, timeout=5)
-        except (requests.ConnectionError, requests.Timeout):
-            continue
-        except requests.RequestException:
-            pass  # not HTTP, or a strange answer: TFDS may still manage
-        return
-    files = ", ".join(list(missing.values())[:4])
-    raise DataUnavailable(f"data set {name!r}: no network to download {files}, and no such file at hand; {ADVICE}")
-
-
-def _decode(tfds: Any, name: str, builder: Any) -> Dataset:
-    import tensorflow as tf
-
-    with contextlib.suppress(RuntimeError):  # already in use
-        tf.config.set_visible_devices([], "GPU")  # it would take all of the memory that JAX needs
-    splits, (image, label) = builder.info.splits, builder.info.supervised_keys
-    if "train" not in splits:
-        raise ValueError(f"no split 'train', only {', '.join(splits)}")
-    arrays: list[Any] = []
-    for split in ("train", next((split for split in ("test", "validation") if split in splits), "train")):
-        in_order = tfds.ReadConfig(interleave_cycle_length=1)
-        batches = builder.as_dataset(split, batch_size=1000, as_supervised=True, read_config=in_order)
-        inputs, labels = zip(*tfds.as_numpy(batches), strict=True)
-        arrays += [np.concatenate(inputs).reshape(sum(map(len, inputs)), -1), np.concatenate(labels).astype(np.int32)]
-    shape = builder.info.features[image].shape
-    shape = shape[:2] if shape[2] == 1 else shape
-    classes, source = builder.info.features[label].num_classes, f"TFDS {name} {builder.version}"
-    return Dataset(name, *arrays, classes=classes, shape=shape, source=source)  # type: ignore[misc]
 
 
 # The cache
