@@ -7,6 +7,7 @@ from pathlib import Path
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")
+os.environ.pop("PYTHONUNBUFFERED", None)  # a user's process buffers what it prints
 
 import jax
 import pytest

@@ -334,11 +334,13 @@ def test_data_list_and_prepare(capsys):
     assert "150 training and 150 test examples" in capsys.readouterr().out
 
 
-def test_a_closed_pipe_is_no_error():
-    done = subprocess.Popen([*COMMAND, "list"], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
-    done.stdout.close()
-    assert (done.stderr.read(), done.wait()) == (b"", 0)
-    done.stderr.close()
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+@pytest.mark.parametrize("words", [["list"], ["list", "clips"], ["train", "--help"]], ids=" ".join)
+def test_a_closed_pipe_is_no_error(words, unbuffered):
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    with subprocess.Popen([*COMMAND, *words], env=os.environ | {"PYTHONUNBUFFERED": unbuffered}, **pipes) as done:
+        done.stdout.close()
+        assert (done.stderr.read(), done.wait()) == (b"", 0)
 
 
 # Config files

@@ -220,11 +220,13 @@ def test_predict_on_a_full_disk(disk, capfd):
     assert [path.name for path in disk.iterdir()] == ["filling"]
 
 
-def test_a_full_device_behind_stdout():
-    """Of a program's last words too."""
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+@pytest.mark.parametrize("words", [["list", "clips"], ["train", "--help"]], ids=" ".join)
+def test_a_full_device_behind_stdout(words, unbuffered):
+    """Of a program's last words too, which a process holds back unless told otherwise."""
     with open("/dev/full", "w") as device:
-        line = [sys.executable, "-m", "vgjax", "list", "clips"]
-        done = subprocess.run(line, stdout=device, stderr=subprocess.PIPE, text=True)
+        line, environment = [sys.executable, "-m", "vgjax", *words], os.environ | {"PYTHONUNBUFFERED": unbuffered}
+        done = subprocess.run(line, env=environment, stdout=device, stderr=subprocess.PIPE, text=True)
     assert (done.returncode, done.stderr) == (2, f"vgjax: file: {FULL}\n")
 
 

@@ -15,8 +15,9 @@ TOP = Path(vgjax.__file__).parent
 FLOORS = [  # from the bottom to the top; a room may import its own floor and those below
     "names config environment files stopping layers",
     "settings grid activations initializers cadence",
-    "data model optim octaves stats theory profiles ensemble jacobian",
-    "families",
+    "dataset model optim octaves stats theory profiles ensemble jacobian",
+    "families idx tfds_builders",
+    "data",
     "checks batches history capacity parallel machines",
     "checkpoint records",
     "folder train watching",
@@ -36,7 +37,7 @@ FLOORS = [  # from the bottom to the top; a room may import its own floor and th
 FLOOR = {room: i for i, rooms in enumerate(FLOORS) for room in rooms.split()}
 ROOMS = sorted(path.stem for path in TOP.glob("*.py") if path.stem != "__init__")
 APART = {  # measurement and prediction meet in analysis alone
-    room: {"train", "model", "stats", "loop", "optim", "batches", "history", "parallel", "data"}
+    room: {"train", "model", "stats", "loop", "optim", "batches", "history", "parallel", "dataset", "data"}
     for room in ("theory", "profiles", "ensemble", "jacobian")
 }
 MEASURING = [

@@ -2,6 +2,7 @@
 
 import os
 import sys
+from contextlib import suppress
 
 from vgjax.stopping import stop_at_once
 
@@ -12,7 +13,8 @@ def main() -> None:
         from vgjax.cli import main
 
         status = main()
-        sys.stdout.flush()
+        with suppress(OSError):  # a full device or closed pipe, said by main; its buffer still holds the text
+            sys.stdout.flush()
         os._exit(status)  # Python's way out waits for the chunk that was begun, and a signal meanwhile is a traceback
 
 

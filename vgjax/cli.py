@@ -8,7 +8,6 @@ from __future__ import annotations
 import argparse
 import contextlib
 import io
-import os
 import signal
 import sys
 from collections.abc import Sequence
@@ -41,16 +40,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="replace")  # a terminal without σ and × shows question marks
     try:
-        parse(list(sys.argv[1:] if argv is None else argv)).run()
+        status = _run(list(sys.argv[1:] if argv is None else argv))
         sys.stdout.flush()
-        return 0
-    except SystemExit as done:  # tyro has printed --help, or there is a finding
-        return int(done.code or 0)
+        return status
     except KeyboardInterrupt as stop:  # with what to say, and the signal
         said, number = (*stop.args, signal.SIGINT)[:2] if stop.args else ("stopped", signal.SIGINT)
         return _say(said, exit_status(number))
     except BrokenPipeError:  # `vgjax list | head`: what is left to print has no reader
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except ConnectionError as error:  # a job lost a process
         return _say(f"vgjax: {error}", FAILED)
@@ -62,6 +58,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         if isinstance(error, RuntimeError) and "Out of memory" not in str(error):
             raise
         return _say("vgjax: too large for this machine; allowed: a smaller network, batch or number of lanes", FAILED)
+
+
+def _run(argv: list[str]) -> int:
+    try:
+        parse(argv).run()
+        return 0
+    except SystemExit as done:  # tyro has printed --help, or there is a finding
+        return int(done.code or 0)
 
 
 def _say(message: str, status: int) -> int:

@@ -46,6 +46,12 @@ TOPICS = {
 }
 
 
+class _Console(Console):
+    def on_broken_pipe(self) -> None:
+        """Leave it to the command, as with everything else that is printed; rich would exit with status 1."""
+        raise BrokenPipeError
+
+
 def print_table(title: str, columns: Sequence[str], rows: Iterable[Sequence[Any]], numbers: Sequence[str] = ()) -> None:
     """A table on stdout, as wide as the terminal; piped, its lines are not broken.
 
@@ -61,7 +67,7 @@ def print_table(title: str, columns: Sequence[str], rows: Iterable[Sequence[Any]
     for row in rows:
         table.add_row(*("" if cell is None else str(cell).replace("[", r"\[") for cell in row))
     print(title)
-    Console(file=sys.stdout, width=None if sys.stdout.isatty() else WIDTH_OF_A_PIPE).print(table)
+    _Console(file=sys.stdout, width=None if sys.stdout.isatty() else WIDTH_OF_A_PIPE).print(table)
 
 
 def print_network(rows: Sequence[ModuleRow], features: int) -> None:
