@@ -16,7 +16,8 @@ FLOORS = [  # from the bottom to the top; a room may import its own floor and th
     "names config environment files stopping layers",
     "settings grid activations initializers cadence",
     "dataset model optim octaves stats theory profiles ensemble jacobian",
-    "families idx tfds_builders",
+    "units idx tfds_builders",
+    "families",
     "data",
     "checks batches history capacity parallel machines",
     "checkpoint records",
@@ -37,7 +38,7 @@ FLOORS = [  # from the bottom to the top; a room may import its own floor and th
 FLOOR = {room: i for i, rooms in enumerate(FLOORS) for room in rooms.split()}
 ROOMS = sorted(path.stem for path in TOP.glob("*.py") if path.stem != "__init__")
 APART = {  # measurement and prediction meet in analysis alone
-    room: {"train", "model", "stats", "loop", "optim", "batches", "history", "parallel", "dataset", "data"}
+    room: {"train", "model", "stats", "units", "loop", "optim", "batches", "history", "parallel", "dataset", "data"}
     for room in ("theory", "profiles", "ensemble", "jacobian")
 }
 MEASURING = [
@@ -47,6 +48,7 @@ MEASURING = [
     "probe",
     "model",
     "stats",
+    "units",
     "octaves",
     "batches",
     "history",

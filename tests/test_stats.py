@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from vgjax import octaves, stats
-from vgjax.layers import groups, weight_groups
+from vgjax.layers import weight_groups
 
 TINY = np.finfo(np.float32).smallest_normal  # below it a CPU flushes to zero
 
@@ -168,12 +168,6 @@ def test_a_gradient_that_nothing_clips(is_stack):
     np.testing.assert_array_equal(points(g.at[..., 1, 0].set(-0.0)), 0.25)
 
 
-def test_every_layer_needs_its_slope():
-    layers = groups({"layer_1": jnp.ones((2, 3)), "layer_2": jnp.ones((2, 3))})
-    with pytest.raises(ValueError, match="shorter"):
-        stats.activation_statistics(layers, layers, [1.0])
-
-
 def test_a_vanished_point_has_no_direction():
     """Cosines with zeros are undefined, NaN and Inf stay, and nothing is hidden."""
     zero, one = jnp.zeros((3, 2)), jnp.ones((3, 2))
@@ -181,80 +175,6 @@ def test_a_vanished_point_has_no_direction():
     assert np.isnan(found["clipped_cosine"][0]) and np.isnan(found["update_norm"][0])
     assert found["clipped_norm"][0] == 0 and found["clipped_fraction"][0] == 1
     assert stats.point_statistics(*[tree_of(one.at[0, 0].set(jnp.inf))] * 3)["update_norm"][0] == np.inf
-
-
-@pytest.mark.parametrize("masked", [False, True])
-@pytest.mark.parametrize("size", SIZES)
-def test_activations_deltas_noise_and_decay(size, masked):
-    """Two layers by hand, at any magnitude, with planted zeros; with a mask the last example counts nowhere."""
-    rng = np.random.default_rng(5)
-    x, h = rng.normal(size=(6, 5)) * size, rng.normal(size=(6, 4)) * size
-    slopes = [rng.uniform(0, 1, size=(6, 4)), np.ones((6, 3))]
-    deltas = [rng.normal(size=(6, 4)) / size, rng.normal(size=(6, 3)) / size]
-    w = [rng.normal(size=(5, 4)), rng.normal(size=(4, 3))]
-    h[:, 0], slopes[0][:, 0], deltas[0][:, 0] = 0, 0, 0
-    mask, n = None, 6
-    if masked:
-        mask, n = jnp.arange(6) < 5, 5
-        for array in (*slopes, *deltas):
-            array[5] = 0
-    as_layers = lambda arrays: groups({f"layer_{i}": jnp.asarray(a, jnp.float32) for i, a in enumerate(arrays, 1)})  # noqa: E731
-    tree = {f"layer_{i}": {"kernel": jnp.asarray(a, jnp.float32)} for i, a in enumerate(w, 1)}
-    gradients = [x[:n].T @ deltas[0][:n], h[:n].T @ deltas[1][:n]]
-    gradient_tree = {f"layer_{i}": {"kernel": jnp.asarray(a, jnp.float32)} for i, a in enumerate(gradients, 1)}
-    count = jnp.float32(n)
-    found = stats.activation_statistics(as_layers([h, h[:, :3]]), as_layers(slopes), [1.0, 1.0], mask)
-    found |= stats.delta_statistics(as_layers(deltas), count)
-    found |= stats.noise_statistics(gradient_tree, as_layers([x, h]), as_layers(deltas), count)
-    found |= stats.decay_statistics(tree, as_layers(slopes), as_layers(deltas), count)
-    ratio = np.linalg.norm(deltas[0]) / np.linalg.norm(deltas[1])
-    gain, slope = np.sqrt((w[1] ** 2).sum() / 3), np.sqrt((slopes[0][:n] ** 2).mean())
-    each = [n * np.einsum("bi,bj->bij", a[:n], d[:n]) for a, d in zip((x, h), deltas, strict=True)]
-    want = {
-        "activation_mean": [h[:n].mean(), h[:n, :3].mean()],
-        "activation_std": [h[:n].std(), h[:n, :3].std()],
-        "activation_dead_fraction": [0.25, 0],
-        "activation_saturated_fraction": [(slopes[0][:n] <= 0.1).mean(), 0],
-        "delta_norm": [np.linalg.norm(d) for d in deltas],
-        "delta_rms": [np.sqrt((d[:n] ** 2).mean()) for d in deltas],
-        "delta_log10_rms": [np.log10((d[:n] ** 2).mean()) / 2 for d in deltas],
-        "gradient_signal_to_noise": [(e.mean(0) ** 2).sum() * n / e.var(0, ddof=1).sum() for e in each],
-        "decay_ratio": [ratio, np.nan],
-        "decay_weight_gain": [gain, np.nan],
-        "decay_slope": [slope, np.nan],
-        "decay_alignment": [ratio / gain / slope, np.nan],
-    }
-    assert found.keys() == want.keys()
-    for name, values in want.items():
-        np.testing.assert_allclose(found[name], values, rtol=2e-5, atol=0, err_msg=name)
-
-
-def test_decay_through_three_layers():
-    """Every layer over the one above it, with that one's weights and its own slopes."""
-    rng = np.random.default_rng(8)
-    deltas = [rng.normal(size=(6, 4)) * size for size in (1e-25, 1e-3, 1e20)]
-    slopes, w = rng.uniform(0.2, 1, size=(3, 6, 4)), rng.normal(size=(3, 4, 4))
-    tree = {f"layer_{i}": {"kernel": jnp.asarray(a, jnp.float32)} for i, a in enumerate(w, 1)}
-    layers = [groups({f"layer_{i}": jnp.asarray(a, jnp.float32) for i, a in enumerate(x, 1)}) for x in (slopes, deltas)]
-    found = stats.decay_statistics(tree, *layers, jnp.float32(6))
-    size = np.array([np.linalg.norm(d) for d in deltas])
-    gain, slope = np.sqrt((w[1:] ** 2).sum((1, 2)) / 4), np.sqrt((slopes[:-1] ** 2).mean((1, 2)))
-    ratio = size[:-1] / size[1:]
-    want = {"ratio": ratio, "weight_gain": gain, "slope": slope, "alignment": ratio / gain / slope}
-    for name, values in want.items():
-        np.testing.assert_allclose(found[f"decay_{name}"], [*values, np.nan], rtol=2e-5, atol=0, err_msg=name)
-
-
-def test_planted_infinities_in_deltas():
-    """A bad layer says so, its neighbour's own numbers stay right."""
-    deltas = groups({"layer_1": jnp.ones((2, 3)), "layer_2": jnp.ones((2, 3)).at[0, 0].set(jnp.nan)})
-    found = stats.delta_statistics(deltas, jnp.float32(2))
-    assert found["delta_rms"][0] == 1 and np.isnan(found["delta_rms"][1])
-    assert stats.any_bad(deltas).tolist() == [False, True]
-    batch_of_one = groups({"layer_1": jnp.ones((1, 3))}), groups({"layer_1": jnp.ones((1, 2))})
-    assert np.isnan(
-        stats.noise_statistics(tree_of(jnp.ones((3, 2))), *batch_of_one, jnp.float32(1))["gradient_signal_to_noise"]
-    )
 
 
 @pytest.mark.parametrize("kind", ["bfloat16", "float16"])

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from vgjax import octaves, stats
+from vgjax import octaves, stats, units
 from vgjax.activations import activation, steepest_slope
 from vgjax.config import Config
 from vgjax.layers import Group, groups, weight_groups
@@ -48,7 +48,7 @@ class Family(Entry):
 def _activations(config: Config, view: View, _: str) -> Statistics:
     slopes = _slopes(config, view)
     steepest = [*[steepest_slope(config.activation)] * (len(slopes) - 1), 1.0]
-    return stats.activation_statistics(groups(view.seen.activations), slopes, steepest, view.mask)
+    return units.activation_statistics(groups(view.seen.activations), slopes, steepest, view.mask)
 
 
 def _decay(config: Config, view: View, _: str) -> Statistics:
@@ -56,7 +56,7 @@ def _decay(config: Config, view: View, _: str) -> Statistics:
     if view.depth is not None:
         n = len(config.hidden)
         above = jnp.where(jnp.arange(n) == view.depth - 1, n, jnp.arange(1, n + 1))
-    return stats.decay_statistics(view.params, _slopes(config, view), groups(view.deltas), view.examples, above)
+    return units.decay_statistics(view.params, _slopes(config, view), groups(view.deltas), view.examples, above)
 
 
 def _slopes(config: Config, view: View) -> list[Group]:
@@ -71,7 +71,7 @@ def _slopes(config: Config, view: View) -> list[Group]:
 
     slopes = {name: slope_at(z) for name, z in view.seen.phi_inputs.items()}
     slopes |= {name: jnp.ones_like(z) for name, z in view.seen.pre_activations.items() if name not in slopes}
-    return groups({name: stats.counted(slope, view.mask) for name, slope in slopes.items()})
+    return groups({name: units.counted(slope, view.mask) for name, slope in slopes.items()})
 
 
 def _weight_histogram(name: str, look: Callable[[View], Any], summary: str) -> Family:
@@ -129,13 +129,13 @@ FAMILIES: dict[str, Family] = {
         ("activation_mean", "activation_std", "activation_dead_fraction", "activation_saturated_fraction"),
     ),
     "deltas": Family(
-        lambda config, view, _: stats.delta_statistics(groups(view.deltas), view.examples),
+        lambda config, view, _: units.delta_statistics(groups(view.deltas), view.examples),
         "norm, RMS and log₁₀ RMS of δ, the gradient of the pre-activations",
         "Schoenholz et al. 2017, 1611.01232",
         ("delta_norm", "delta_rms", "delta_log10_rms"),
     ),
     "noise": Family(
-        lambda config, view, _: stats.noise_statistics(
+        lambda config, view, _: units.noise_statistics(
             view.gradients, groups(view.seen.inputs), groups(view.deltas), view.examples
         ),
         "signal-to-noise ratio of the weight gradient over the batch",

@@ -14,7 +14,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from vgjax.activations import SATURATED_SLOPE
 from vgjax.layers import Group, weight_groups
 from vgjax.octaves import bits
 
@@ -45,7 +44,12 @@ def norm_statistics(gradients: Any, stacked: str = "") -> Statistics:
     Returns:
       {"gradient_norm", "gradient_rms", "gradient_log10_rms"}, each [layers].
     """
-    return _prefixed("gradient", _scaled_where_needed(_lengths, weight_groups(gradients, stacked)))
+    return prefixed("gradient", _scaled_where_needed(_lengths, weight_groups(gradients, stacked)))
+
+
+def weight_norms(tree: Any, stacked: str = "") -> jax.Array:
+    """‖x‖ of each layer's weights, or of what is shaped like them [layers]."""
+    return _scaled_where_needed(_lengths, weight_groups(tree, stacked))["norm"]
 
 
 def gradient_statistics(gradients: Any, stacked: str = "") -> Statistics:
@@ -62,7 +66,7 @@ def gradient_statistics(gradients: Any, stacked: str = "") -> Statistics:
     """
     groups = weight_groups(gradients, stacked)
     spread = _scaled_where_needed(_spread, groups)
-    return _prefixed("gradient", spread | _small_numbers(groups))
+    return prefixed("gradient", spread | _small_numbers(groups))
 
 
 def weight_statistics(params: Any, updates: Any, stacked: str = "") -> Statistics:
@@ -113,140 +117,31 @@ def point_statistics(raw: Any, clipped: Any, updates: Any, stacked: str = "") ->
     return _scaled_where_needed(one, *points) | _per_layer(changed, *points[:2])
 
 
-def activation_statistics(
-    activations: Sequence[Group], slopes: Sequence[Group], steepest: Sequence[float], mask: jax.Array | None = None
-) -> Statistics:
-    """What the units of each layer do with a batch.
-
-    Args:
-      activations: what each layer hands on, [B, units] each.
-      slopes: φ′ at each unit and example, [B, units] each; for examples that do not count, zeros.
-      steepest: sup |φ′| of each group's activation.
-      mask: which examples count [B], or None for all.
-
-    Returns:
-      {"activation_mean", "activation_std" over examples and units; "activation_dead_fraction": share of units whose
-      slope is 0 on every example; "activation_saturated_fraction": share of units and examples with
-      |φ′| ≤ SATURATED_SLOPE · sup|φ′|}, each [layers]; both shares are NaN where a slope is.
-    """
-    rows = []
-    for h_group, slope_group, top in zip(activations, slopes, steepest, strict=True):
-
-        def one(h: jax.Array, slope: jax.Array, top: float = top) -> Statistics:
-            power, unit = _scaled(counted(h, mask))
-            mean = _mean(unit, mask)
-            flat = jnp.abs(slope)
-            dead = jnp.mean(jnp.all(flat == 0, axis=0), dtype=jnp.float32)
-            saturated = _mean((flat <= SATURATED_SLOPE * top).astype(jnp.float32), mask)
-            bad = jnp.any(jnp.isnan(flat))
-            return {
-                "activation_mean": power * mean,
-                "activation_std": power * jnp.sqrt(_mean(jnp.square(unit - mean), mask)),
-                "activation_dead_fraction": jnp.where(bad, jnp.nan, dead),
-                "activation_saturated_fraction": jnp.where(bad, jnp.nan, saturated),
-            }
-
-        rows.append(_per_layer(one, [h_group], [slope_group]))
-    return {name: jnp.concatenate([row[name] for row in rows]) for name in rows[0]}
-
-
-def delta_statistics(deltas: Sequence[Group], count: jax.Array) -> Statistics:
-    """Norm, RMS and log₁₀ RMS of δ = ∂loss/∂z, the gradient of each layer's pre-activations over a batch.
-
-    Args:
-      deltas: [B, units] each; examples that do not count have zeros.
-      count: examples in the batch.
-
-    Returns:
-      {"delta_norm", "delta_rms", "delta_log10_rms"}, each [layers].
-    """
-    return _prefixed("delta", _per_layer(lambda d: _lengths(_scaled, d, count * d.shape[-1]), deltas))
-
-
-def noise_statistics(
-    gradients: Any, inputs: Sequence[Group], deltas: Sequence[Group], count: jax.Array, stacked: str = ""
-) -> Statistics:
-    """Signal-to-noise ratio of each layer's weight gradient over the batch, ‖g‖² / (tr Σ / B), without any example's gradient.
-
-    The share of example b is the outer product x_b δ_bᵀ, of norm ‖x_b‖‖δ_b‖; so the estimated variance of their sum g is
-    (B Σ_b ‖x_b‖²‖δ_b‖² − ‖g‖²) / (B − 1). Behind a batch norm these shares are not the examples' own gradients.
-
-    Source: Goodfellow 2015, 1510.01799; McCandlish et al. 2018, 1812.06162, appendix A.
-
-    Args:
-      gradients: of the loss over the batch, before decay and clipping.
-      inputs: what each dense layer multiplies with its weights, [B, fan_in] each.
-      deltas: [B, units] each; examples that do not count have zeros.
-      count: examples in the batch.
-      stacked: paths of stacked layers.
-
-    Returns:
-      {"gradient_signal_to_noise": [layers]}; NaN for a batch of one and where neither is any, Inf without noise.
-    """  # noqa: E501
-
-    def shares(x: jax.Array, delta: jax.Array) -> Statistics:
-        (power_x, x), (power_d, delta) = _scaled(x), _scaled(delta)
-        squares = jnp.sum(jnp.square(x), axis=-1) * jnp.sum(jnp.square(delta), axis=-1)
-        return {"squares": jnp.sum(squares), "power_x": power_x, "power_d": power_d}
-
-    share = _per_layer(shares, inputs, deltas)
-    length = norm_statistics(gradients, stacked)["gradient_norm"]
-    signal = jnp.square(length / share["power_d"] / share["power_x"])
-    noise = jnp.maximum(count * share["squares"] - signal, 0) / (count - 1)  # equal examples: rounding's sign is any
-    return {"gradient_signal_to_noise": jnp.where(count > 1, signal / noise, jnp.nan)}
-
-
-def decay_statistics(
-    params: Any,
-    slopes: Sequence[Group],
-    deltas: Sequence[Group],
-    count: jax.Array,
-    above: jax.Array | slice = slice(1, None),
-) -> Statistics:
-    """Why the gradient decays from layer to layer: ‖δ_l‖/‖δ_{l+1}‖ = weight gain · slope · alignment.
-
-    Weight gain ‖W_{l+1}‖_F/√fan_out is what the weights do to a δ of random direction; slope is the RMS of φ′(z_l);
-    alignment is the rest: 1 where weights, slopes and δ know nothing of each other, so that the square of the product
-    is mean-field theory's χ₁. Norms and skip connections count as alignment.
-
-    Args:
-      params: parameters before the step.
-      slopes: φ′ at each unit and example, [B, units] each; for examples that do not count, zeros.
-      deltas: [B, units] each; examples that do not count have zeros.
-      count: examples in the batch.
-      above: which layer is above each but the last, [layers − 1]; by default the next.
-
-    Returns:
-      {"decay_ratio", "decay_weight_gain", "decay_slope", "decay_alignment"}, each [layers]; NaN in the last layer,
-      which has none above, and for a ratio or an alignment of 0 to 0.
-    """
-
-    def gain(scale: Scale, w: jax.Array) -> Statistics:
-        return {"gain": _norm(scale, w) / jnp.sqrt(jnp.float32(w.shape[-1]))}
-
-    def steepness(slope: jax.Array) -> Statistics:
-        return {"slope": _lengths(_scaled, slope, count * slope.shape[-1])["rms"]}
-
-    def parts(delta: jax.Array) -> Statistics:
-        power, unit = _scaled(delta)
-        return {"power": power, "rest": jnp.sqrt(_sum(jnp.square(unit)))}
-
-    delta, end = _per_layer(parts, deltas), jnp.full(1, jnp.nan, jnp.float32)
-    ratio = (delta["power"][:-1] / delta["power"][above]) * (delta["rest"][:-1] / delta["rest"][above])
-    weight_gain = _scaled_where_needed(gain, weight_groups(params))["gain"][above]
-    slope = _per_layer(steepness, slopes)["slope"][:-1]
-    columns = {"ratio": ratio, "weight_gain": weight_gain, "slope": slope, "alignment": ratio / (weight_gain * slope)}
-    return {f"decay_{name}": jnp.concatenate([column, end]) for name, column in columns.items()}
-
-
-def counted(x: jax.Array, mask: jax.Array | None) -> jax.Array:
-    """The examples [B] of the mask, along x's last axis but one; zeros in place of the others."""
-    return x if mask is None else jnp.where(jnp.broadcast_to(mask[:, None], x.shape), x, jnp.zeros_like(x))
-
-
 def any_bad(groups: Sequence[Group]) -> jax.Array:
     """Whether anything is NaN or infinite in each layer, bool [layers]."""
     return _each(lambda x: ~jnp.all(jnp.isfinite(x)), groups)
+
+
+def prefixed(family: str, statistics: Statistics) -> Statistics:
+    """The statistics by their full names."""
+    return {f"{family}_{name}": value for name, value in statistics.items()}
+
+
+def power_below(top: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """The power of two below each of those maxima, and one over it, both normal numbers; 1 for zero, Inf and NaN."""
+    exponent = (bits(top) >> 23).astype(jnp.int32)  # biased
+    exponent = jnp.where((exponent == 0) | (exponent == 255), 127, jnp.minimum(exponent, 253))
+    power, inverse = (jax.lax.bitcast_convert_type(e << 23, jnp.float32) for e in (exponent, 254 - exponent))
+    return power, inverse
+
+
+def lengths(power: jax.Array, square: jax.Array, count: Any) -> Statistics:
+    """Norm, RMS and log₁₀ RMS, from the sum of squares of `count` numbers that were divided by `power`."""
+    return {
+        "norm": power * jnp.sqrt(square),
+        "rms": power * jnp.sqrt(square / count),
+        "log10_rms": _log10(power, square / count),
+    }
 
 
 Scale = Callable[[jax.Array], tuple[Any, jax.Array]]  # x → a power of two, and x divided by it
@@ -310,15 +205,9 @@ def _cosine(scale: Scale, a: jax.Array, b: jax.Array) -> jax.Array:
     return _sum(a * b) / (jnp.sqrt(_sum(jnp.square(a))) * jnp.sqrt(_sum(jnp.square(b))))
 
 
-def _lengths(scale: Scale, x: jax.Array, count: Any = None) -> Statistics:
-    count = x.size if count is None else count
+def _lengths(scale: Scale, x: jax.Array) -> Statistics:
     power, unit = scale(x)
-    square = _sum(jnp.square(unit))
-    return {
-        "norm": power * jnp.sqrt(square),
-        "rms": power * jnp.sqrt(square / count),
-        "log10_rms": _log10(power, square / count),
-    }
+    return lengths(power, _sum(jnp.square(unit)), x.size)
 
 
 def _per_layer(function: Callable[..., Statistics], *columns: Sequence[Group]) -> Statistics:
@@ -341,22 +230,10 @@ def _sizes(groups: Sequence[Group]) -> np.ndarray:
     return np.array([g.values.size // len(g.names) for g in groups for _ in g.names], np.int32)
 
 
-def _prefixed(family: str, statistics: Statistics) -> Statistics:
-    return {f"{family}_{name}": value for name, value in statistics.items()}
-
-
-def _mean(x: jax.Array, mask: jax.Array | None) -> jax.Array:
-    if mask is None:
-        return _sum(x) / x.size
-    return _sum(counted(x, mask)) / (jnp.sum(mask, dtype=jnp.float32) * x.shape[-1])
-
-
 def _scaled(x: jax.Array) -> tuple[jax.Array, jax.Array]:
     """The power of two below max|x|, and x divided by it, exactly (x itself where all is zero or something is bad)."""
     x = x.astype(jnp.float32)
-    exponent = (bits(jnp.max(jnp.abs(x))) >> 23).astype(jnp.int32)  # biased, of the largest
-    exponent = jnp.where((exponent == 0) | (exponent == 255), 127, jnp.minimum(exponent, 253))
-    power, inverse = (jax.lax.bitcast_convert_type(e << 23, jnp.float32) for e in (exponent, 254 - exponent))
+    power, inverse = power_below(jnp.max(jnp.abs(x)))
     return power, x * inverse
 
 
