@@ -12,7 +12,7 @@ os.environ.pop("PYTHONUNBUFFERED", None)  # a user's process buffers what it pri
 import jax
 import pytest
 
-from vgjax import probe, programs
+from vgjax import chunks, probe, programs
 
 MOST_MAPS = 15_000
 
@@ -30,6 +30,14 @@ def few_memory_maps() -> Iterator[None]:
             cached.cache_clear()
         jax.clear_caches()
         gc.collect()
+
+
+@pytest.fixture(scope="module")
+def an_epoch_a_chunk() -> Iterator[None]:
+    """Short epochs are chunks of their own, as long ones are: so that a small run can be interrupted between them."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(chunks, "STEPS_AT_ONCE", 1)
+        yield
 
 
 @pytest.fixture

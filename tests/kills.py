@@ -23,9 +23,9 @@ from vgjax import load
 
 HERE = Path(__file__).parent
 PATIENCE = 400.0  # seconds
-# The command itself, with a checkpoint at every chunk, and the last checkpoint of a slice kept to be looked at.
+# The command itself, with a chunk an epoch and a checkpoint at each; a slice's last checkpoint is kept to be looked at.
 PROGRAM = """
-import os, shutil, vgjax.folder
+import os, shutil, vgjax.chunks, vgjax.folder
 from vgjax.__main__ import main
 
 def remove(path, *options, rmtree=shutil.rmtree, **more):
@@ -37,6 +37,7 @@ def remove(path, *options, rmtree=shutil.rmtree, **more):
 
 shutil.rmtree = remove
 vgjax.folder.SECONDS_BETWEEN_CHECKPOINTS = 0.0
+vgjax.chunks.STEPS_AT_ONCE = 1
 main()
 """
 

@@ -23,6 +23,7 @@ from test_engine import SETTINGS, changed
 import vgjax.folder
 from vgjax import checkpoint, load, run
 
+pytestmark = pytest.mark.usefixtures("an_epoch_a_chunk")
 HERE = Path(__file__).parent
 LAST = 18  # steps
 RESUME = """

@@ -20,7 +20,7 @@ FLOORS = [  # from the bottom to the top; a room may import its own floor and th
     "families",
     "data",
     "checks batches history capacity parallel machines",
-    "checkpoint records",
+    "checkpoint records chunks",
     "folder train watching",
     "divergence",
     "programs",
@@ -44,6 +44,7 @@ APART = {  # measurement and prediction meet in analysis alone
 MEASURING = [
     "train",
     "programs",
+    "chunks",
     "loop",
     "probe",
     "model",

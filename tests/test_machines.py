@@ -28,7 +28,7 @@ from vgjax.cli import main, parse
 HERE = Path(__file__).parent
 FAST = "--xla_backend_optimization_level=0"  # compiles in half the time
 ENDLESS = (
-    "--dataset iris --hidden 8 8 --activation tanh --batch-size 50 --epochs 200000 --seeds 2 --cadence every(1000)"
+    "--dataset iris --hidden 8 8 --activation tanh --batch-size 50 --epochs 2000000 --seeds 2 --cadence every(1000)"
 )
 GONE = "vgjax: another process of this job is gone; go on from the last checkpoint with --resume"
 
@@ -143,7 +143,7 @@ def wait_for_more(folder, processes):
     def last():
         return max((int(path.stem[6:]) for path in (folder / "history").glob("until-*.nc")), default=0)
 
-    goal, deadline = last() + 12, time.monotonic() + 280
+    goal, deadline = last() + 4 * 63, time.monotonic() + 280
     while last() < goal:
         assert all(process.poll() is None for process in processes) and time.monotonic() < deadline, ends_of(processes)
         time.sleep(0.05)

@@ -288,7 +288,7 @@ def test_a_folder_that_vanishes_between_two_files(folder, tmp_path, monkeypatch)
     assert len(opened) == 1 and not path.exists()
 
 
-def test_resuming_doubles_no_step(tmp_path, monkeypatch):
+def test_resuming_doubles_no_step(tmp_path, monkeypatch, an_epoch_a_chunk):
     """A run that was interrupted after its second chunk goes on, and its records are those of an undisturbed one."""
     path = tmp_path / "run"
     one_chunk = lambda _: len(list((path / "history").glob("*.nc"))) == 1  # noqa: E731

@@ -172,7 +172,7 @@ def test_progress_counts_all_lanes():
     assert seen[-1].number == seen[-1].slices == 4
 
 
-def test_a_stop_is_taken_up_again(undisturbed, tmp_path):
+def test_a_stop_is_taken_up_again(undisturbed, tmp_path, an_epoch_a_chunk):
     """A KeyboardInterrupt after a chunk: the slice goes on from its checkpoint, to the last bit."""
     whole, _ = undisturbed
     seen = []

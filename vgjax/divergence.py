@@ -5,7 +5,8 @@ The run itself looks at nothing but its losses for this, which it has anyway.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import jax
@@ -35,25 +36,31 @@ def first_bad(program: Program, shared: Shared, lane_and_state: tuple[Lane, Stat
       The step, −1 if there is none; and which layers were bad in it, bool [PLACES, layers].
     """
     lane, state = lane_and_state
-    start = shared.plan.start
-    step = stepper(program, shared, lane, start)
-    stop = start + jnp.sum(shared.plan.gaps) + shared.plan.n_records
+    plan, per_epoch = shared.plan, program.steps_per_epoch
 
-    def look(state: State, t: jax.Array) -> tuple[State, jax.Array]:
+    def look(step: Callable[..., Any], state: State, t: jax.Array) -> tuple[State, jax.Array]:
         state, outcome, view = step(state, t)
         return state, _bad_layers(program, outcome.loss, view, state.variables["params"])
 
-    def go_on(carry: tuple) -> jax.Array:
-        _, t, bad = carry
-        return ~jnp.any(bad) & (t < stop)
+    def until(stop: jax.Array) -> Callable[[tuple], jax.Array]:
+        return lambda carry: ~jnp.any(carry[-1]) & (carry[1] < stop)
 
-    def body(carry: tuple) -> tuple:
-        state, t, _ = carry
-        state, bad = look(state, t)
-        return state, t + 1, bad
+    def epoch(carry: tuple) -> tuple:
+        start = carry[1]
+        step = stepper(program, shared, lane, start)
 
-    none = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), jax.eval_shape(look, state, start)[1])
-    _, t, bad = jax.lax.while_loop(go_on, body, (state, start, none))
+        def body(carry: tuple) -> tuple:
+            state, t, _ = carry
+            state, bad = look(step, state, t)
+            return state, t + 1, bad
+
+        return jax.lax.while_loop(until(jnp.minimum(start + per_epoch, plan.stop)), body, carry)
+
+    first = stepper(program, shared, lane, plan.start)
+    none = jax.tree.map(
+        lambda s: jnp.zeros(s.shape, s.dtype), jax.eval_shape(partial(look, first), state, plan.start)[1]
+    )
+    _, t, bad = jax.lax.while_loop(until(plan.stop), epoch, (state, plan.start, none))
     return jnp.where(jnp.any(bad), t - 1, -1), bad
 
 

@@ -90,7 +90,7 @@ class RunFolder:
 
         Args:
           tree: the tree at step 0, [lanes, …].
-          stops: the steps after which a chunk ends.
+          stops: the steps after which an epoch ends.
           tensorboard: which lanes to write.
 
         Raises:

@@ -80,39 +80,39 @@ def chunk(
     layers: Mapping[str, tuple[int, ...]],
     steps: Sequence[int],
     records: Mapping[str, np.ndarray],
-    evaluated_at: int,
+    evaluated_at: Sequence[int],
     evaluation: Mapping[str, np.ndarray],
     steps_per_epoch: int,
     divergence: Sequence[Mapping[str, int | str]],
     run: str,
 ) -> xr.Dataset:
-    """Label what one chunk of steps left behind.
+    """Label what one chunk left behind.
 
     Args:
       lanes: coordinates of the lanes: seed, replica and hyper-parameters, each [lanes].
       layers: name → (fan_in, fan_out).
       steps: the instrumented steps, counted from 0.
       records: name → [lanes, ≥ len(steps), …]; what is beyond the steps is dropped.
-      evaluated_at: number of steps done at the evaluation.
-      evaluation: name → [lanes].
+      evaluated_at: number of steps done at each evaluation.
+      evaluation: name → [lanes, ≥ len(evaluated_at)], likewise.
       steps_per_epoch: for the epoch coordinate.
       divergence: of each lane, where it left the finite numbers so far (see `vgjax.divergence`).
       run: its config, hypers and seeds as JSON, the history's attribute of that name.
     """
     left, right = octaves.bin_edges()
     fans = np.array(list(layers.values()))
-    n = len(steps)
+    n, m = len(steps), len(evaluated_at)
     variables = {
         name: (("lane", "record", *VARIABLES[name][0]), np.asarray(values)[:, :n]) for name, values in records.items()
     }
-    variables |= {name: (("lane", "evaluation"), np.asarray(values)[:, None]) for name, values in evaluation.items()}
+    variables |= {name: (("lane", "evaluation"), np.asarray(values)[:, :m]) for name, values in evaluation.items()}
     variables |= {name: (("lane",), np.array([lane[name] for lane in divergence])) for name in divergence[0]}
     described = {name: (*variable, {"long_name": VARIABLES[name][1]}) for name, variable in variables.items()}
     coordinates = {
         **{name: ("lane", np.asarray(values)) for name, values in lanes.items()},
         "step": ("record", np.asarray(steps, np.int64)),
         "epoch": ("record", np.asarray(steps) / steps_per_epoch),
-        "evaluated_at": ("evaluation", np.array([evaluated_at], np.int64)),
+        "evaluated_at": ("evaluation", np.asarray(evaluated_at, np.int64)),
         "layer": ("layer", list(layers)),
         "fan_in": ("layer", fans[:, 0]),
         "fan_out": ("layer", fans[:, 1]),
@@ -153,8 +153,7 @@ def _foreign(part: xr.Dataset, names: list) -> list:
 
 def write_chunk(folder: Path, part: xr.Dataset) -> None:
     """Add a chunk to a run's history on disk; the file is there whole or not at all."""
-    start = int(part["evaluated_at"].values[0])
-    _write(part, folder / "history" / f"until-{start:09d}.nc")
+    _write(part, folder / "history" / f"until-{int(part['evaluated_at'].values[-1]):09d}.nc")
 
 
 def forget_after(folder: Path, step: int) -> int:

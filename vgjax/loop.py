@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import bisect
 import contextlib
 import itertools
 import json
@@ -18,9 +17,9 @@ import numpy as np
 import xarray as xr
 
 from vgjax import batches, history, parallel, programs
-from vgjax.cadence import steps_of
 from vgjax.checks import check_names
-from vgjax.config import LARGEST, Config, Hypers, check_hypers, typed
+from vgjax.chunks import Chunk, epochs_at_once, most_records, plan, shape
+from vgjax.config import Config, Hypers, check_hypers, typed
 from vgjax.data import Dataset, load
 from vgjax.divergence import NOWHERE, describe
 from vgjax.environment import environment
@@ -28,13 +27,11 @@ from vgjax.families import kept
 from vgjax.folder import RunFolder
 from vgjax.layers import weight_groups
 from vgjax.model import Variables, is_elastic, of_depth
-from vgjax.names import text_of
 from vgjax.records import Which
 from vgjax.settings import as_plain, which_seeds
 from vgjax.train import Lane, Plan, Program, Shared, State
 
 DEFAULTS = Hypers()
-MOST_EPOCHS = 10_000_000
 
 
 class Result(NamedTuple):
@@ -42,15 +39,6 @@ class Result(NamedTuple):
 
     history: xr.Dataset
     variables: Variables
-
-
-class Chunk(NamedTuple):
-    """Steps start … stop − 1, those in `recorded` instrumented; and whether it ends with a validation."""
-
-    start: int
-    stop: int
-    recorded: tuple[int, ...]
-    validates: bool
 
 
 @parallel.in_float32
@@ -122,11 +110,11 @@ def run(
     lanes = max(lanes, n_lanes)
     where = parallel.layout(shard, lanes, batch_sizes(config, len(train.labels)), devices)
     program = Program(_compiled_for(config, deepest), dataset.classes, len(train.labels), where)
-    chunks = plan(config, program.steps_per_epoch, program.total_steps)
+    epochs = epochs_at_once(shape(program.config, dataset))
+    chunks = plan(config, program.steps_per_epoch, program.total_steps, epochs)
     all_lanes, coordinates = lanes_of(pairs, config.replicas)
-    most = max(2, *(len(chunk.recorded) for chunk in chunks))  # no fewer than a last epoch's two
     depth = jnp.int32(len(config.hidden)) if deepest else None
-    shared = Shared(train, validation, _plan_arrays(chunks[0], most), depth)
+    shared = Shared(train, validation, _plan_arrays(chunks[0], most_records(chunks, epochs), epochs), depth)
     # what can be refused is refused before a file is written
     if variables is None:
         state = programs.first_states(program, shared, _filled(all_lanes, lanes))
@@ -203,8 +191,8 @@ class _Landing:
                 for name, x in records.items()
             }
         suspects = ~evaluation.pop("finite")
-        if flight.chunk.validates:
-            suspects |= ~np.isfinite(evaluation["validation_loss"])
+        validation = evaluation["validation_loss"][:, : len(chunk.stops)]
+        suspects |= ~np.isfinite(validation[:, np.array(chunk.validates)]).all(axis=1)
         suspects &= ~self.diverged()
         if suspects.any():
             self._look_closer(flight, np.flatnonzero(suspects))
@@ -213,7 +201,7 @@ class _Landing:
             self.layers,
             chunk.recorded,
             records,
-            chunk.stop,
+            chunk.stops,
             evaluation,
             program.steps_per_epoch,
             self.divergence,
@@ -261,13 +249,14 @@ def _train(
 ) -> tuple[xr.Dataset, Variables]:
     where = program.where
     n_lanes, compiled = len(coordinates["seed"]), jax.tree.leaves(state)[0].shape[0]
-    most = shared.plan.gaps.shape[0] - 1
+    records, epochs = shared.plan.recorded.shape[0] - 1, shared.plan.validates.shape[0]
     params = jax.tree.map(lambda x: x[0], state.variables["params"])
     done = 0
     parts: list[xr.Dataset] = []
     if disk:
         there = jax.tree.map(lambda x: x[:n_lanes], state)
-        done, (lanes, state), parts = disk.resume((lanes, there), [chunk.stop for chunk in chunks], tensorboard)
+        stops = [stop for chunk in chunks for stop in chunk.stops]
+        done, (lanes, state), parts = disk.resume((lanes, there), stops, tensorboard)
     shared, (lanes, state) = parallel.place(where, shared, _filled((lanes, state), compiled))
     chunk_program = programs.chunk_program(program)
     landing = _Landing(config, program, shared, lanes, coordinates, about, params, disk, parts, progress)
@@ -277,7 +266,7 @@ def _train(
             continue
         if landing.diverged().all():  # nothing is left that could be learnt
             break
-        now, _ = parallel.place(where, _plan_arrays(chunk, most), ())
+        now, _ = parallel.place(where, _plan_arrays(chunk, records, epochs), ())
         after = chunk_program(shared._replace(plan=now), (lanes, state))
         if flight:  # the devices work on this chunk while the one before lands
             landing.land(flight, is_last=False)
@@ -288,29 +277,6 @@ def _train(
     if disk:
         disk.finish(whole_history)
     return whole_history, landing.gather(state.variables)
-
-
-def plan(config: Config, steps_per_epoch: int, total_steps: int) -> list[Chunk]:
-    """Cut the run into chunks that end with their epoch, and say which steps are instrumented.
-
-    Raises:
-      ValueError: the cadence names no step of the run, or there are more steps than an int32 can count.
-    """
-    if total_steps > LARGEST or total_steps > MOST_EPOCHS * steps_per_epoch:
-        allowed = f"at most {LARGEST} steps, in {MOST_EPOCHS} epochs"
-        raise ValueError(f"steps {total_steps} of {steps_per_epoch} an epoch are not allowed; allowed: {allowed}")
-    recorded = steps_of(config.cadence, steps_per_epoch, total_steps)
-    if not recorded or not 0 <= recorded[0] <= recorded[-1] < total_steps:
-        raise ValueError(
-            f"cadence {text_of(config.cadence)!r} names no step of this run; allowed: 0 to {total_steps - 1}"
-        )
-    starts = range(0, total_steps, steps_per_epoch)
-    stops = [min(start + steps_per_epoch, total_steps) for start in starts]
-    borders = [bisect.bisect_left(recorded, step) for step in [0, *stops]]
-    return [
-        Chunk(start, stop, tuple(recorded[a:b]), config.validate == "every_epoch" or stop == total_steps)
-        for start, stop, (a, b) in zip(starts, stops, itertools.pairwise(borders), strict=True)
-    ]
 
 
 def _compiled_for(config: Config, deepest: int) -> Config:
@@ -338,12 +304,12 @@ def _filled(lanes: Any, n: int) -> Any:
     return jax.tree.map(lambda x: x[np.minimum(np.arange(n), n_lanes - 1)], lanes)
 
 
-def _plan_arrays(chunk: Chunk, most: int) -> Plan:
-    borders = [chunk.start - 1, *chunk.recorded, chunk.stop]
-    gaps = [after - before - 1 for before, after in itertools.pairwise(borders)]
-    gaps += [0] * (most + 1 - len(gaps))
-    numbers = np.int32(chunk.start), np.array(gaps, np.int32), np.int32(len(chunk.recorded)), np.bool_(chunk.validates)
-    return Plan(*numbers)  # type: ignore[arg-type]
+def _plan_arrays(chunk: Chunk, records: int, epochs: int) -> Plan:
+    """The plan of a chunk, in a program of so many records and epochs."""
+    recorded, validates = np.full(records + 1, chunk.stop, np.int32), np.zeros(epochs, bool)
+    recorded[: len(chunk.recorded)] = chunk.recorded
+    validates[: len(chunk.validates)] = chunk.validates
+    return Plan(np.int32(chunk.start), np.int32(chunk.stop), recorded, validates)  # type: ignore[arg-type]
 
 
 def lanes_of(pairs: Sequence[tuple[Hypers, int]], replicas: int) -> tuple[Lane, dict[str, np.ndarray]]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
@@ -11,8 +10,8 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from vgjax import batches, capacity, history, octaves, parallel
-from vgjax.cadence import steps_of
+from vgjax import capacity, chunks, history, octaves, parallel
+from vgjax.chunks import Shape, shape
 from vgjax.config import Config, Hypers
 from vgjax.data import Dataset
 from vgjax.families import FAMILIES, chosen
@@ -126,34 +125,12 @@ def _cut_family(
     ]
 
 
-class Shape(NamedTuple):
-    """What the cost of one lane follows from."""
-
-    config: Config
-    products: int  # of all weight matrices, Σ fan_in · fan_out
-    units: int  # of all layers, inputs included
-    widest: int
-    n_validation: int
-    steps: int
-    steps_per_epoch: int
-
-
-def shape(config: Config, dataset: Dataset) -> Shape:
-    """Of a config on its data."""
-    widths = (dataset.train_inputs.shape[1], *config.hidden, dataset.classes)
-    products = sum(fan_in * fan_out for fan_in, fan_out in itertools.pairwise(widths))
-    per_epoch = batches.steps_per_epoch(config, len(dataset.train_labels) - config.holdout)
-    n_validation = config.holdout or len(dataset.test_labels)
-    steps = config.steps or config.epochs * per_epoch
-    return Shape(config, products, sum(widths), max(widths), n_validation, steps, per_epoch)
-
-
 def bytes_of_lane(one: Shape) -> int:
     """Estimate of what one lane needs on the device: its state at both ends of two chunks, records, activations."""
     config, floats = one.config, 4
     state = one.products * (1 + _optimizer_copies(config)) * floats
-    recorded = [step // one.steps_per_epoch for step in steps_of(config.cadence, one.steps_per_epoch, one.steps)]
-    most = max(map(recorded.count, set(recorded)), default=2)
+    epochs = chunks.epochs_at_once(one)
+    most = chunks.most_records(chunks.plan(config, one.steps_per_epoch, one.steps, epochs), epochs)
     names = [name for family in chosen(config.record) for name in FAMILIES[family].gives]
     numbers = sum(octaves.N_BINS if "bin" in history.VARIABLES[name][0] else 1 for name in names)
     records = numbers * (len(config.hidden) + 1) * most * floats

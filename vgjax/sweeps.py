@@ -15,10 +15,11 @@ from typing import Any, NamedTuple
 import numpy as np
 import xarray as xr
 
-from vgjax import capacity, history, loop, parallel
+from vgjax import capacity, chunks, history, loop, parallel
 from vgjax import grid as grids
 from vgjax.batches import check_sizes
 from vgjax.checks import check_names
+from vgjax.chunks import shape
 from vgjax.config import Config
 from vgjax.data import Dataset, load
 from vgjax.environment import environment
@@ -27,7 +28,7 @@ from vgjax.grid import Grid, Point
 from vgjax.loop import run
 from vgjax.names import text_of
 from vgjax.settings import settings_from
-from vgjax.sweep_plan import SHARE_OF_MEMORY, Plan, Slice, bytes_of_lane, cut, estimate, halved, shape
+from vgjax.sweep_plan import SHARE_OF_MEMORY, Plan, Slice, bytes_of_lane, cut, estimate, halved
 
 
 class Standing(NamedTuple):
@@ -116,7 +117,7 @@ class Job:
             data = self.data(config)
             check_sizes(data, config)
             steps = shape(config, data)
-            loop.plan(config, steps.steps_per_epoch, steps.steps)
+            chunks.plan(config, steps.steps_per_epoch, steps.steps)
         self.plan = parallel.from_first(self._plan)
         for one in self.plan.slices:
             n_train = len(self.data(one.config).train_labels) - one.config.holdout

@@ -45,7 +45,7 @@ class Outcome(NamedTuple):
 
 
 class Meter(NamedTuple):
-    """Sums over the steps of a chunk; of the loss the mean, whose sum could overflow."""
+    """Sums over the steps of an epoch; of the loss the mean, whose sum could overflow."""
 
     loss: jax.Array
     correct: jax.Array
@@ -54,16 +54,19 @@ class Meter(NamedTuple):
     steps: jax.Array
 
 
+EVALUATION = ("train_loss", "train_accuracy", "validation_loss", "validation_accuracy", "clipped_to_zero")
+
+
 class Plan(NamedTuple):
-    """One chunk, within one epoch: `gaps[i]` bare steps before the i-th of `n_records` instrumented ones; the rest.
+    """One chunk of epochs: the steps start … stop − 1, of which some are instrumented.
 
     All are traced, so that one program serves every chunk.
     """
 
     start: jax.Array
-    gaps: jax.Array  # [most records a chunk can have + 1]
-    n_records: jax.Array
-    validates: jax.Array  # whether it ends with a validation
+    stop: jax.Array
+    recorded: jax.Array  # the instrumented steps [most that a chunk can have + 1], filled up with `stop`
+    validates: jax.Array  # whether an epoch ends with a validation [most epochs that a chunk can have]
 
 
 class Shared(NamedTuple):
@@ -201,51 +204,75 @@ def stepper(program: Program, shared: Shared, lane: Lane, start: jax.Array) -> C
 
 
 def run_chunk(program: Program, shared: Shared, lane_and_state: tuple[Lane, State]) -> tuple[State, dict, dict]:
-    """The steps of one chunk, and the validation at its end.
+    """The epochs of one chunk.
 
     Returns:
-      The new state; the records [most records a chunk can have, …], of which the first `n_records` count; the
-      evaluation: means over the chunk's steps, and over the validation examples, NaN where the plan has none; and
-      whether losses and parameters are finite.
+      The new state; the records [most that a chunk can have, …]; the evaluations [most epochs that a chunk can have]:
+      means over the epoch's steps, and over the validation examples, NaN where the plan has none; of all these the
+      plan's first ones count; and whether losses and parameters are finite.
     """
     lane, state = lane_and_state
-    plan = shared.plan
-    step = stepper(program, shared, lane, plan.start)
+    plan, per_epoch = shared.plan, program.steps_per_epoch
+    n_epochs = (plan.stop - plan.start + per_epoch - 1) // per_epoch
 
-    def bare(_: jax.Array, carry: tuple) -> tuple:
-        state, meter, t = carry
+    def epoch(e: jax.Array, carry: tuple) -> tuple:
+        state, records, r, evaluations = carry
+        start = plan.start + e * per_epoch
+        stop = jnp.minimum(start + per_epoch, plan.stop)
+        state, meter, records, r = _run_steps(program, shared, lane, (start, stop), (state, records, r))
+        one = _evaluation(program, shared, lane, state, meter, plan.validates[e])
+        evaluations = {name: values.at[e].set(one[name]) for name, values in evaluations.items()}
+        return state, records, r, evaluations
+
+    def first_record() -> dict[str, jax.Array]:
+        return record(program, *stepper(program, shared, lane, plan.start)(state, plan.start)[1:])
+
+    most = plan.recorded.shape[0] - 1
+    records = jax.tree.map(lambda s: jnp.zeros((most, *s.shape), s.dtype), jax.eval_shape(first_record))
+    nowhere = jnp.full(plan.validates.shape, jnp.nan, jnp.float32)
+    carry = (state, records, jnp.int32(0), dict.fromkeys(EVALUATION, nowhere))
+    state, records, _, evaluations = jax.lax.fori_loop(0, n_epochs, epoch, carry)
+    params = jnp.stack([jnp.all(jnp.isfinite(leaf)) for leaf in jax.tree.leaves(state.variables["params"])])
+    is_counted = jnp.arange(plan.validates.shape[0]) < n_epochs
+    losses = jnp.isfinite(evaluations["train_loss"]) | ~is_counted
+    return state, records, evaluations | {"finite": jnp.all(params) & jnp.all(losses)}
+
+
+def _run_steps(
+    program: Program, shared: Shared, lane: Lane, steps: tuple[jax.Array, jax.Array], carry: tuple
+) -> tuple[State, Meter, dict[str, jax.Array], jax.Array]:
+    """Steps of one epoch, from the first of `steps` up to the second: bare ones, and those that the plan records."""
+    start, stop = steps
+    recorded = shared.plan.recorded
+    step = stepper(program, shared, lane, start)
+
+    def bare(t: jax.Array, carry: tuple) -> tuple:
+        state, meter = carry
         state, outcome, _view = step(state, t)
-        return state, _add(meter, outcome), t + 1
+        return state, _add(meter, outcome)
 
-    def instrumented(i: jax.Array, carry: tuple) -> tuple:
-        state, meter, t, records = carry
-        state, outcome, view = step(state, t)
+    def instrumented(r: jax.Array, carry: tuple) -> tuple:
+        state, meter, records = carry
+        state, outcome, view = step(state, recorded[r])
         one = record(program, outcome, view)
         state = _after(one, view.params, state)
-        records = jax.tree.map(lambda all_, one: all_.at[i].set(one, mode="promise_in_bounds"), records, one)
-        return state, _add(meter, outcome), t + 1, records
+        records = jax.tree.map(lambda all_, one: all_.at[r].set(one, mode="promise_in_bounds"), records, one)
+        return state, _add(meter, outcome), records
 
-    def gap_then_record(i: jax.Array, carry: tuple) -> tuple:
-        state, meter, t, records = carry
-        state, meter, t = jax.lax.fori_loop(0, plan.gaps[i], bare, (state, meter, t))
-        carry = state, meter, t, records
+    def gap_then_record(carry: tuple) -> tuple:
+        state, meter, records, r, t = carry
+        here = jnp.minimum(recorded[r], stop)
+        state, meter = jax.lax.fori_loop(t, here, bare, (state, meter))
+        after = jnp.where(here < stop, r + 1, r)
         # Once, or after the last record not at all: a loop changes them in place, where `cond` would copy them all.
-        return jax.lax.fori_loop(i, jnp.minimum(i + 1, plan.n_records), instrumented, carry)
+        state, meter, records = jax.lax.fori_loop(r, after, instrumented, (state, meter, records))
+        return state, meter, records, after, here + 1
 
-    shape = jax.eval_shape(lambda: record(program, *step(state, plan.start)[1:]))
-    most = plan.gaps.shape[0] - 1
-    records = jax.tree.map(lambda s: jnp.zeros((most, *s.shape), s.dtype), shape)
-    zero = jnp.float32(0)
-    carry = (state, Meter(*[zero] * len(Meter._fields)), plan.start, records)
-    state, meter, _, records = jax.lax.fori_loop(0, plan.n_records + 1, gap_then_record, carry)
-    evaluation = {"train_loss": meter.loss, "train_accuracy": meter.correct / meter.examples}
-    validation = partial(evaluate, program, shared, lane)
-    unseen = jax.tree.map(lambda s: jnp.full(s.shape, jnp.nan, s.dtype), jax.eval_shape(validation, state))
-    evaluation |= jax.lax.cond(plan.validates, validation, lambda state: unseen, state)
-    evaluation["clipped_to_zero"] = meter.zeroed / meter.steps
-    params = jnp.stack([jnp.all(jnp.isfinite(leaf)) for leaf in jax.tree.leaves(state.variables["params"])])
-    finite = jnp.all(params) & jnp.isfinite(evaluation["train_loss"])
-    return state, records, evaluation | {"finite": finite}
+    state, records, r = carry
+    meter = Meter(*[jnp.float32(0)] * len(Meter._fields))
+    carry = (state, meter, records, r, start)
+    state, meter, records, r, _ = jax.lax.while_loop(lambda carry: carry[-1] < stop, gap_then_record, carry)
+    return state, meter, records, r
 
 
 def _after(record: dict[str, jax.Array], before: Any, state: State) -> State:
@@ -258,6 +285,20 @@ def _after(record: dict[str, jax.Array], before: Any, state: State) -> State:
     is_odd = number * (number + 1) & 1 == 1  # never, of two neighbours
     params = jax.tree.map(lambda old, new: jnp.where(is_odd, old, new), before, state.variables["params"])
     return State({**state.variables, "params": params}, state.opt_state)
+
+
+def _evaluation(
+    program: Program, shared: Shared, lane: Lane, state: State, meter: Meter, validates: jax.Array
+) -> dict[str, jax.Array]:
+    """What is said at the end of an epoch: `EVALUATION`."""
+    validation = partial(evaluate, program, shared, lane)
+    unseen = jax.tree.map(lambda s: jnp.full(s.shape, jnp.nan, s.dtype), jax.eval_shape(validation, state))
+    return {
+        "train_loss": meter.loss,
+        "train_accuracy": meter.correct / meter.examples,
+        **jax.lax.cond(validates, validation, lambda state: unseen, state),
+        "clipped_to_zero": meter.zeroed / meter.steps,
+    }
 
 
 def evaluate(program: Program, shared: Shared, lane: Lane, state: State) -> dict[str, jax.Array]:
