@@ -16,7 +16,7 @@ import numpy as np
 from vgjax import parallel, stats
 from vgjax.families import View
 from vgjax.layers import groups, weight_groups
-from vgjax.train import Lane, Program, Shared, State, stepper
+from vgjax.train import Lane, Program, Shared, State, orders_of, stepper
 
 NOWHERE: dict[str, Any] = {"first_bad_step": -1, "first_bad_layer": "", "first_bad_in": ""}
 PLACES = ("forward", "backward", "update")
@@ -37,6 +37,7 @@ def first_bad(program: Program, shared: Shared, lane_and_state: tuple[Lane, Stat
     """
     lane, state = lane_and_state
     plan, per_epoch = shared.plan, program.steps_per_epoch
+    orders = orders_of(program, shared, lane)
 
     def look(step: Callable[..., Any], state: State, t: jax.Array) -> tuple[State, jax.Array]:
         state, outcome, view = step(state, t)
@@ -47,7 +48,7 @@ def first_bad(program: Program, shared: Shared, lane_and_state: tuple[Lane, Stat
 
     def epoch(carry: tuple) -> tuple:
         start = carry[1]
-        step = stepper(program, shared, lane, start)
+        step = stepper(program, shared, lane, orders[(start - plan.start) // per_epoch])
 
         def body(carry: tuple) -> tuple:
             state, t, _ = carry
@@ -56,7 +57,7 @@ def first_bad(program: Program, shared: Shared, lane_and_state: tuple[Lane, Stat
 
         return jax.lax.while_loop(until(jnp.minimum(start + per_epoch, plan.stop)), body, carry)
 
-    first = stepper(program, shared, lane, plan.start)
+    first = stepper(program, shared, lane, orders[0])
     none = jax.tree.map(
         lambda s: jnp.zeros(s.shape, s.dtype), jax.eval_shape(partial(look, first), state, plan.start)[1]
     )

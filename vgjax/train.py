@@ -187,10 +187,9 @@ def fresh_state(program: Program, shared: Shared, lane_and_variables: tuple[Lane
     return State(variables, tx.init(variables["params"]))
 
 
-def stepper(program: Program, shared: Shared, lane: Lane, start: jax.Array) -> Callable[[State, jax.Array], Any]:
-    """The train step as a function of the state and the step t, within the epoch that holds the step `start`."""
+def stepper(program: Program, shared: Shared, lane: Lane, order: jax.Array) -> Callable[[State, jax.Array], Any]:
+    """The train step as a function of the state and the step t, within the epoch of that order."""
     per_epoch = program.steps_per_epoch
-    order = _order(program, lane, start // per_epoch)
 
     @partial(jax.jit, inline=True)  # traced once for all its uses
     def step(state: State, t: jax.Array) -> tuple[State, Outcome, View]:
@@ -201,6 +200,12 @@ def stepper(program: Program, shared: Shared, lane: Lane, start: jax.Array) -> C
         return train_step(program, lane, state, batch, shared.depth)
 
     return step
+
+
+def orders_of(program: Program, shared: Shared, lane: Lane) -> jax.Array:
+    """The order of the examples in every epoch that the chunk may have [epochs, steps · batch_size], drawn at once."""
+    epochs = shared.plan.start // program.steps_per_epoch + jnp.arange(shared.plan.validates.shape[0])
+    return jax.vmap(partial(_order, program, lane))(epochs)
 
 
 def run_chunk(program: Program, shared: Shared, lane_and_state: tuple[Lane, State]) -> tuple[State, dict, dict]:
@@ -214,18 +219,20 @@ def run_chunk(program: Program, shared: Shared, lane_and_state: tuple[Lane, Stat
     lane, state = lane_and_state
     plan, per_epoch = shared.plan, program.steps_per_epoch
     n_epochs = (plan.stop - plan.start + per_epoch - 1) // per_epoch
+    orders = orders_of(program, shared, lane)
 
     def epoch(e: jax.Array, carry: tuple) -> tuple:
         state, records, r, evaluations = carry
         start = plan.start + e * per_epoch
         stop = jnp.minimum(start + per_epoch, plan.stop)
-        state, meter, records, r = _run_steps(program, shared, lane, (start, stop), (state, records, r))
+        step = stepper(program, shared, lane, orders[e])
+        state, meter, records, r = _run_steps(program, plan, step, (start, stop), (state, records, r))
         one = _evaluation(program, shared, lane, state, meter, plan.validates[e])
         evaluations = {name: values.at[e].set(one[name]) for name, values in evaluations.items()}
         return state, records, r, evaluations
 
     def first_record() -> dict[str, jax.Array]:
-        return record(program, *stepper(program, shared, lane, plan.start)(state, plan.start)[1:])
+        return record(program, *stepper(program, shared, lane, orders[0])(state, plan.start)[1:])
 
     most = plan.recorded.shape[0] - 1
     records = jax.tree.map(lambda s: jnp.zeros((most, *s.shape), s.dtype), jax.eval_shape(first_record))
@@ -239,12 +246,10 @@ def run_chunk(program: Program, shared: Shared, lane_and_state: tuple[Lane, Stat
 
 
 def _run_steps(
-    program: Program, shared: Shared, lane: Lane, steps: tuple[jax.Array, jax.Array], carry: tuple
+    program: Program, plan: Plan, step: Callable[..., Any], steps: tuple[jax.Array, jax.Array], carry: tuple
 ) -> tuple[State, Meter, dict[str, jax.Array], jax.Array]:
     """Steps of one epoch, from the first of `steps` up to the second: bare ones, and those that the plan records."""
     start, stop = steps
-    recorded = shared.plan.recorded
-    step = stepper(program, shared, lane, start)
 
     def bare(t: jax.Array, carry: tuple) -> tuple:
         state, meter = carry
@@ -253,7 +258,7 @@ def _run_steps(
 
     def instrumented(r: jax.Array, carry: tuple) -> tuple:
         state, meter, records = carry
-        state, outcome, view = step(state, recorded[r])
+        state, outcome, view = step(state, plan.recorded[r])
         one = record(program, outcome, view)
         state = _after(one, view.params, state)
         records = jax.tree.map(lambda all_, one: all_.at[r].set(one, mode="promise_in_bounds"), records, one)
@@ -261,7 +266,7 @@ def _run_steps(
 
     def gap_then_record(carry: tuple) -> tuple:
         state, meter, records, r, t = carry
-        here = jnp.minimum(recorded[r], stop)
+        here = jnp.minimum(plan.recorded[r], stop)
         state, meter = jax.lax.fori_loop(t, here, bare, (state, meter))
         after = jnp.where(here < stop, r + 1, r)
         # Once, or after the last record not at all: a loop changes them in place, where `cond` would copy them all.
