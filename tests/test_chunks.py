@@ -61,8 +61,8 @@ def test_several_epochs_a_chunk():
         ({"epochs": 1000, "validate": "end", "cadence": "every(2)"}, 21),
         ({"batch_size": 1}, 1),  # 56 steps
         ({"batch_size": 2}, 2),
-        ({"hidden": (500, 500)}, 2),  # 3 · 16 · 3 + 20 examples, 254,000 weights
-        ({"hidden": (1000, 1000)}, 1),
+        ({"hidden": (500, 500)}, 4),  # 3 · 16 · 3 + 20 examples, 254,000 weights
+        ({"hidden": (2000, 2000)}, 1),
     ],
 )
 def test_short_epochs_share_a_chunk(changes, epochs):

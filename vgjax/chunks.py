@@ -19,7 +19,7 @@ from vgjax.names import text_of
 MOST_EPOCHS = 10_000_000
 # Of a chunk of several epochs, so that it takes one core and lane less than some .02 seconds:
 STEPS_AT_ONCE = 64
-PRODUCTS_AT_ONCE = 1e8
+PRODUCTS_AT_ONCE = 2e8
 
 
 class Chunk(NamedTuple):

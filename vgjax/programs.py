@@ -35,7 +35,7 @@ def first_states(program: Program, shared: Shared, lanes: Any) -> State:
     unseen: Any = None
     seen = Shared(train, unseen, unseen, shared.depth)
     state = jax.device_get(_start_program(program, initial_state)(seen, starts))
-    return jax.tree.map(lambda x: x.repeat(replicas, axis=0), state)
+    return state if replicas == 1 else jax.tree.map(lambda x: x.repeat(replicas, axis=0), state)
 
 
 def states_of(program: Program, shared: Shared, lanes_and_variables: Any) -> State:
