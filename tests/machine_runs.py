@@ -8,7 +8,7 @@ import numpy as np
 import small
 from test_engine import SETTINGS, changed
 
-from vgjax import machines, run
+from vgjax import chunks, machines, run
 
 LANES = changed(activation="relu", epochs=2)
 BATCH = changed(reduction="sum", clip="global_norm", epochs=2)
@@ -24,6 +24,7 @@ def main(path: str, folder: str, where: list[str]) -> None:
     jax.config.update("jax_numpy_rank_promotion", "raise")
     jax.config.update("jax_numpy_dtype_promotion", "strict")
     found = {}
+    chunks.STEPS_AT_ONCE = 1  # a chunk an epoch
     with machines.joined(where or None):
         found["devices"] = jax.local_device_count(), jax.device_count()
         for name, (config, settings, seeds, shard) in CASES.items():

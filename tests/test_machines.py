@@ -66,7 +66,7 @@ def ends_of(processes, timeout=280):
 
 
 @pytest.fixture(scope="module")
-def found(tmp_path_factory):
+def found(tmp_path_factory, an_epoch_a_chunk):
     """The runs of `machine_runs`: by one process of four devices, and by each of two processes of two.
 
     The job's last run is one that a process of one device began, and left after its first epoch.
