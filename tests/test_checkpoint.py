@@ -29,8 +29,9 @@ LAST = 18  # steps
 RESUME = """
 import pickle, sys
 import jax, numpy as np
-import vgjax.folder
+import vgjax.chunks, vgjax.folder
 from checkpoint_run import CONFIG, SEEDS, SETTINGS, run, small
+vgjax.chunks.STEPS_AT_ONCE = 1
 vgjax.folder.SECONDS_BETWEEN_CHECKPOINTS = 0.0
 found = {}
 for name, folder, devices in (("one", sys.argv[1], 1), ("two", sys.argv[2], 2), ("whole", sys.argv[3], 1)):

@@ -86,4 +86,4 @@ def test_stopped_and_gone_on(tmp_path):
     assert not (folder / "history.nc").exists() and "2, of which 0 are finished" in out
     subprocess.run([*command[:3], *advice.split()], cwd=tmp_path, env=environment(1), check=True, timeout=200)
     assert load(folder)["learning_rate"].values.tolist() == [0.1, 0.2]
-    assert load(folder)["evaluated_at"].values[-1] == 300 * 38
+    assert load(folder)["evaluated_at"].values[-1] == 300 * 37
