@@ -34,11 +34,10 @@ def test_activations_deltas_noise_and_decay(size, masked):
     tree = {f"layer_{i}": {"kernel": jnp.asarray(a, jnp.float32)} for i, a in enumerate(w, 1)}
     gradients = [x[:n].T @ deltas[0][:n], h[:n].T @ deltas[1][:n]]
     gradient_tree = {f"layer_{i}": {"kernel": jnp.asarray(a, jnp.float32)} for i, a in enumerate(gradients, 1)}
-    count = jnp.float32(n)
     found = units.activation_statistics(as_layers([h, h[:, :3]]), as_layers(slopes), [1.0, 1.0], mask)
-    found |= units.delta_statistics(as_layers(deltas), count)
-    found |= units.noise_statistics(gradient_tree, as_layers([x, h]), as_layers(deltas), count)
-    found |= units.decay_statistics(tree, as_layers(slopes), as_layers(deltas), count)
+    found |= units.delta_statistics(as_layers(deltas), mask)
+    found |= units.noise_statistics(gradient_tree, as_layers([x, h]), as_layers(deltas), mask)
+    found |= units.decay_statistics(tree, as_layers(slopes), as_layers(deltas), mask)
     ratio = np.linalg.norm(deltas[0]) / np.linalg.norm(deltas[1])
     gain, slope = np.sqrt((w[1] ** 2).sum() / 3), np.sqrt((slopes[0][:n] ** 2).mean())
     each = [n * np.einsum("bi,bj->bij", a[:n], d[:n]) for a, d in zip((x, h), deltas, strict=True)]
@@ -68,7 +67,7 @@ def test_decay_through_three_layers():
     slopes, w = rng.uniform(0.2, 1, size=(3, 6, 4)), rng.normal(size=(3, 4, 4))
     tree = {f"layer_{i}": {"kernel": jnp.asarray(a, jnp.float32)} for i, a in enumerate(w, 1)}
     layers = [groups({f"layer_{i}": jnp.asarray(a, jnp.float32) for i, a in enumerate(x, 1)}) for x in (slopes, deltas)]
-    found = units.decay_statistics(tree, *layers, jnp.float32(6))
+    found = units.decay_statistics(tree, *layers)
     size = np.array([np.linalg.norm(d) for d in deltas])
     gain, slope = np.sqrt((w[1:] ** 2).sum((1, 2)) / 4), np.sqrt((slopes[:-1] ** 2).mean((1, 2)))
     ratio = size[:-1] / size[1:]
@@ -80,10 +79,8 @@ def test_decay_through_three_layers():
 def test_planted_infinities_in_deltas():
     """A bad layer says so, its neighbour's own numbers stay right."""
     deltas = groups({"layer_1": jnp.ones((2, 3)), "layer_2": jnp.ones((2, 3)).at[0, 0].set(jnp.nan)})
-    found = units.delta_statistics(deltas, jnp.float32(2))
+    found = units.delta_statistics(deltas)
     assert found["delta_rms"][0] == 1 and np.isnan(found["delta_rms"][1])
     assert stats.any_bad(deltas).tolist() == [False, True]
     batch_of_one = groups({"layer_1": jnp.ones((1, 3))}), groups({"layer_1": jnp.ones((1, 2))})
-    assert np.isnan(
-        units.noise_statistics(tree_of(jnp.ones((3, 2))), *batch_of_one, jnp.float32(1))["gradient_signal_to_noise"]
-    )
+    assert np.isnan(units.noise_statistics(tree_of(jnp.ones((3, 2))), *batch_of_one)["gradient_signal_to_noise"])

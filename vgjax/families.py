@@ -30,7 +30,6 @@ class View(NamedTuple):
     seen: Any = None  # of the model, `Seen`
     deltas: Any = None  # ∂loss/∂z a layer, {name: [B, units]}
     mask: jax.Array | None = None  # which examples count [B], or None for all
-    examples: Any = None  # how many
     depth: jax.Array | None = None  # hidden layers, where that is traced: the layers between them and the last are none
 
 
@@ -56,7 +55,7 @@ def _decay(config: Config, view: View, _: str) -> Statistics:
     if view.depth is not None:
         n = len(config.hidden)
         above = jnp.where(jnp.arange(n) == view.depth - 1, n, jnp.arange(1, n + 1))
-    return units.decay_statistics(view.params, _slopes(config, view), groups(view.deltas), view.examples, above)
+    return units.decay_statistics(view.params, _slopes(config, view), groups(view.deltas), view.mask, above)
 
 
 def _slopes(config: Config, view: View) -> list[Group]:
@@ -129,14 +128,14 @@ FAMILIES: dict[str, Family] = {
         ("activation_mean", "activation_std", "activation_dead_fraction", "activation_saturated_fraction"),
     ),
     "deltas": Family(
-        lambda config, view, _: units.delta_statistics(groups(view.deltas), view.examples),
+        lambda config, view, _: units.delta_statistics(groups(view.deltas), view.mask),
         "norm, RMS and log₁₀ RMS of δ, the gradient of the pre-activations",
         "Schoenholz et al. 2017, 1611.01232",
         ("delta_norm", "delta_rms", "delta_log10_rms"),
     ),
     "noise": Family(
         lambda config, view, _: units.noise_statistics(
-            view.gradients, groups(view.seen.inputs), groups(view.deltas), view.examples
+            view.gradients, groups(view.seen.inputs), groups(view.deltas), view.mask
         ),
         "signal-to-noise ratio of the weight gradient over the batch",
         "McCandlish et al. 2018, 1812.06162",

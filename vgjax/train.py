@@ -149,7 +149,7 @@ def train_step(
     correct = _where_told(loss, correct)
     is_zeroed = zeroed(points) if config.clip != "none" else jnp.bool_(False)
     deltas = {path[0]: delta for path, delta in flatten_dict(deltas).items()}
-    view = View(gradients, points, params, seen, deltas, batch.mask, count, depth)
+    view = View(gradients, points, params, seen, deltas, batch.mask, depth)
     return State(variables, opt_state), Outcome(loss, correct, count, is_zeroed.astype(jnp.float32)), view
 
 

@@ -36,7 +36,7 @@ def activation_statistics(
     """
     tops = [top for _, group, top in zip(activations, slopes, steepest, strict=True) for _ in group.names]
     h, s = _side_by_side(activations), _side_by_side(slopes)
-    examples = jnp.float32(len(h.values)) if mask is None else jnp.sum(mask, dtype=jnp.float32)
+    examples = _examples(h, mask)
     power, unit = _scaled(h._replace(values=counted(h.values, mask)))
     mean = _sums(h, unit) / (examples * h.widths)
     variance = _sums(h, counted(jnp.square(unit - _per_unit(h, mean)), mask)) / (examples * h.widths)
@@ -54,21 +54,25 @@ def activation_statistics(
     }
 
 
-def delta_statistics(deltas: Sequence[Group], count: jax.Array) -> Statistics:
+def delta_statistics(deltas: Sequence[Group], mask: jax.Array | None = None) -> Statistics:
     """Norm, RMS and log₁₀ RMS of δ = ∂loss/∂z, the gradient of each layer's pre-activations over a batch.
 
     Args:
       deltas: [B, units] each; examples that do not count have zeros.
-      count: examples in the batch.
+      mask: which examples count [B], or None for all.
 
     Returns:
       {"delta_norm", "delta_rms", "delta_log10_rms"}, each [layers].
     """
-    return prefixed("delta", _lengths(_side_by_side(deltas), count))
+    return prefixed("delta", _lengths(_side_by_side(deltas), mask))
 
 
 def noise_statistics(
-    gradients: Any, inputs: Sequence[Group], deltas: Sequence[Group], count: jax.Array, stacked: str = ""
+    gradients: Any,
+    inputs: Sequence[Group],
+    deltas: Sequence[Group],
+    mask: jax.Array | None = None,
+    stacked: str = "",
 ) -> Statistics:
     """Signal-to-noise ratio of each layer's weight gradient over the batch, ‖g‖² / (tr Σ / B), without any example's gradient.
 
@@ -81,7 +85,7 @@ def noise_statistics(
       gradients: of the loss over the batch, before decay and clipping.
       inputs: what each dense layer multiplies with its weights, [B, fan_in] each.
       deltas: [B, units] each; examples that do not count have zeros.
-      count: examples in the batch.
+      mask: which examples count [B], or None for all.
       stacked: paths of stacked layers.
 
     Returns:
@@ -91,6 +95,7 @@ def noise_statistics(
     (power_x, unit_x), (power_d, unit_d) = _scaled(x), _scaled(d)
     squares = jnp.sum(_sums_by_example(x, jnp.square(unit_x)) * _sums_by_example(d, jnp.square(unit_d)), axis=0)
     signal = jnp.square(weight_norms(gradients, stacked) / power_d / power_x)
+    count = _examples(d, mask)
     noise = jnp.maximum(count * squares - signal, 0) / (count - 1)  # equal examples: rounding's sign is any
     return {"gradient_signal_to_noise": jnp.where(count > 1, signal / noise, jnp.nan)}
 
@@ -99,7 +104,7 @@ def decay_statistics(
     params: Any,
     slopes: Sequence[Group],
     deltas: Sequence[Group],
-    count: jax.Array,
+    mask: jax.Array | None = None,
     above: jax.Array | slice = slice(1, None),
 ) -> Statistics:
     """Why the gradient decays from layer to layer: ‖δ_l‖/‖δ_{l+1}‖ = weight gain · slope · alignment.
@@ -112,7 +117,7 @@ def decay_statistics(
       params: parameters before the step.
       slopes: φ′ at each unit and example, [B, units] each; for examples that do not count, zeros.
       deltas: [B, units] each; examples that do not count have zeros.
-      count: examples in the batch.
+      mask: which examples count [B], or None for all.
       above: which layer is above each but the last, [layers − 1]; by default the next.
 
     Returns:
@@ -124,7 +129,7 @@ def decay_statistics(
     ratio = (power[:-1] / power[above]) * (rest[:-1] / rest[above])
     fan_out = np.array([g.values.shape[-1] for g in weight_groups(params) for _ in g.names], np.float32)
     weight_gain = (weight_norms(params) / np.sqrt(fan_out))[above]
-    slope = _lengths(_side_by_side(slopes), count)["rms"][:-1]
+    slope = _lengths(_side_by_side(slopes), mask)["rms"][:-1]
     columns = {"ratio": ratio, "weight_gain": weight_gain, "slope": slope, "alignment": ratio / (weight_gain * slope)}
     return {f"decay_{name}": jnp.concatenate([column, end]) for name, column in columns.items()}
 
@@ -191,5 +196,10 @@ def _squares(units: _Units) -> tuple[jax.Array, jax.Array]:
     return power, _sums(units, jnp.square(unit))
 
 
-def _lengths(units: _Units, examples: jax.Array) -> Statistics:
-    return lengths(*_squares(units), examples * units.widths)
+def _lengths(units: _Units, mask: jax.Array | None) -> Statistics:
+    return lengths(*_squares(units), _examples(units, mask) * units.widths)
+
+
+def _examples(units: _Units, mask: jax.Array | None) -> Any:
+    """How many count; a NumPy number where that is known, so that XLA divides by it in the same way everywhere."""
+    return np.float32(len(units.values)) if mask is None else jnp.sum(mask, dtype=jnp.float32)
