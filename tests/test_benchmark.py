@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from experiments.benchmark import GOALS, _median, rows_of, table
+from experiments.goals import GOALS, _median, rows_of, table
 
 TOP = Path(__file__).parent.parent
 NAMES = {

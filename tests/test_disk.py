@@ -17,7 +17,7 @@ import pytest
 import small
 
 import vgjax.folder
-import vgjax.show
+import vgjax.progress
 from vgjax import checkpoint, history, run
 from vgjax.cli import main
 from vgjax.folder import claimed
@@ -81,7 +81,7 @@ def at_step(monkeypatch):
             if part["evaluated_at"].values[-1] == step:
                 do()
 
-        monkeypatch.setattr(vgjax.show.ProgressBar, "update", update)
+        monkeypatch.setattr(vgjax.progress.ProgressBar, "update", update)
 
     return arrange
 

@@ -31,6 +31,7 @@ FLOORS = [  # from the bottom to the top; a room may import its own floor and th
     "trials verdicts signal_rules step_rules figures map_figures report",
     "clinic diagnosis",
     "show",
+    "progress",
     "options",
     "training commands",
     "cli __main__",

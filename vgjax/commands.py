@@ -187,7 +187,8 @@ class Clinic:
             raise ValueError("nothing to examine; allowed: an INITIALIZER, or --activation NAME")
         cores_are_devices()
         from vgjax.clinic import ACTIVATIONS, examine_activation, examine_initializer, write
-        from vgjax.show import print_report, working
+        from vgjax.progress import working
+        from vgjax.show import print_report
 
         with working() as note:
             if self.initializer:

@@ -1,22 +1,19 @@
-"""What the command prints: tables on stdout, progress on stderr."""
+"""What the command prints on stdout: tables, and what came of its work."""
 
 from __future__ import annotations
 
-import contextlib
 import importlib
 import shutil
 import sys
 import textwrap
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
 import xarray as xr
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
 from vgjax.analysis import departure
@@ -30,7 +27,6 @@ if TYPE_CHECKING:
     from vgjax.sweep_plan import Plan, Slice
 
 WIDTH_OF_A_PIPE = 200
-SECONDS_OF_SPEED = 3600.0
 UNDEFINED = "undefined"
 
 # What `vgjax list` shows: topic → (module, table).
@@ -215,7 +211,7 @@ def _with_band(centre: float, low: float, high: float) -> str:
 
 
 def _print_layers(history: xr.Dataset) -> None:
-    first, last = (_layer_rms(history, record) for record in (0, -1))
+    first, last = (layer_rms(history, record) for record in (0, -1))
     steps = history["step"].values
     columns = ("layer", "fan_in", "fan_out", f"step {steps[0]}", f"step {steps[-1]}")
     names = [str(name) for name in history["layer"].values]
@@ -248,7 +244,7 @@ def zeroed_share(history: xr.Dataset) -> float:
     return float((history["clipped_to_zero"] * steps).sum("evaluation").mean() / steps.sum())
 
 
-def _layer_rms(history: xr.Dataset, record: int) -> np.ndarray:
+def layer_rms(history: xr.Dataset, record: int) -> np.ndarray:
     """[layers], NaN left out; by way of the logarithm, so that what float32 cannot hold is shown too."""
     return 10 ** history["gradient_log10_rms"].isel(record=record).astype(np.float64).mean("lane").values
 
@@ -333,13 +329,6 @@ def print_best(table: pd.DataFrame, value: str) -> None:
     print_table("Best settings, mean over seeds", columns, rows, numbers)
 
 
-@contextlib.contextmanager
-def working() -> Iterator[Callable[[str], None]]:
-    """A line on stderr that says what is going on, while it does; off a terminal, nothing."""
-    with Console(stderr=True).status("") as status:
-        yield status.update
-
-
 def print_diagnosis(diagnosis: Diagnosis, path: Path) -> None:
     """The findings, a paragraph each, and where they are written; piped, their lines are not broken."""
     several = len({tuple(finding.hypers.values()) for finding in diagnosis.findings}) > 1
@@ -360,52 +349,3 @@ def print_diagnosis(diagnosis: Diagnosis, path: Path) -> None:
     for rule, reason in diagnosis.unchecked.items():
         print(f"unchecked   {rule.replace('_', ' ')}: {reason}")
     print(f"diagnosis   {path}")
-
-
-class ProgressBar:
-    """A bar on stderr with loss, accuracy, first-layer RMS and the time left; off a terminal, one line at the end.
-
-    As a context manager it cleans up; its `update` is what `vgjax.run` wants for `progress`.
-    """
-
-    def __init__(self) -> None:
-        self._bar = Progress(
-            BarColumn(bar_width=10),  # all of it fits into 80 columns
-            TaskProgressColumn(),
-            TextColumn("{task.description}"),
-            TimeRemainingColumn(),
-            console=Console(stderr=True),
-            disable=not sys.stderr.isatty(),
-            speed_estimate_period=SECONDS_OF_SPEED,
-        )
-        self._task = self._bar.add_task("compiling", total=None)
-        self._rms = ""
-        self._last = ""
-
-    def __enter__(self) -> ProgressBar:
-        self._bar.start()
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> None:
-        self._bar.stop()
-        if self._bar.disable and self._last and kind is None:
-            print(self._last, file=sys.stderr)
-
-    def update(self, part: xr.Dataset, total: int, done: int | None = None, what: str = "") -> None:
-        """A chunk has landed.
-
-        Args:
-          part: its history.
-          total: steps of the whole run.
-          done: of them; None: those of the part's run.
-          what: said before the numbers.
-        """
-        if part.sizes["record"] and "gradient_log10_rms" in part:
-            self._rms = f"first-layer RMS {_layer_rms(part, -1)[0]:.2g}"
-        loss, accuracy = (float(part[name].mean()) for name in ("train_loss", "validation_accuracy"))
-        unit = "step" if done is None else "lane step"
-        done = int(part["evaluated_at"].values[-1]) if done is None else done
-        seen = "" if np.isnan(accuracy) else f"accuracy {accuracy:.3f}  "
-        numbers = f"{what}loss {loss:.3g}  {seen}{self._rms}"
-        self._bar.update(self._task, completed=done, total=total, description=numbers)
-        self._last = f"{unit} {done} of {total}  {numbers}"

@@ -65,7 +65,8 @@ class Train:
         from vgjax.data import empty_classes, load
         from vgjax.loop import run
         from vgjax.machines import joined
-        from vgjax.show import ProgressBar, print_empty_classes, print_run, print_signals
+        from vgjax.progress import ProgressBar
+        from vgjax.show import print_empty_classes, print_run, print_signals
         from vgjax.stopping import stop_after_chunk, stop_at_once
 
         for setting in settings:
@@ -140,7 +141,8 @@ class Sweep:
         from vgjax import map_figures, maps, parallel
         from vgjax.grid import read_grid
         from vgjax.machines import joined
-        from vgjax.show import ProgressBar, print_plan, print_sweep
+        from vgjax.progress import ProgressBar
+        from vgjax.show import print_plan, print_sweep
         from vgjax.stopping import stop_after_chunk, stop_at_once
         from vgjax.sweeps import Job
 
@@ -198,8 +200,9 @@ class Rerun:
 
     def run(self) -> None:
         """Run again, compare and say what differs."""
+        from vgjax.progress import ProgressBar
         from vgjax.reruns import rerun
-        from vgjax.show import ProgressBar, print_rerun
+        from vgjax.show import print_rerun
 
         where = {"data_dir": self.data_dir, "manual_dir": self.manual_dir}
         with ProgressBar() as bar:
