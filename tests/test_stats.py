@@ -204,14 +204,15 @@ def test_other_types_are_refused():
 
 @pytest.mark.parametrize("size", [1e-36, 1e-22, 1.0, 1e25])
 def test_one_vanished_layer_spoils_no_other(size):
-    """Norms are right in both layers, whichever of them leaves the range of plain squares."""
+    """Norms are right in both layers, whichever leaves the range of plain squares, and in a dead one beside them."""
     rng = np.random.default_rng(6)
     a, b = rng.normal(size=(2, 30, 20)).astype(np.float32)
     b = (b * size).astype(np.float32)
     b[np.abs(b) < TINY] = 0
-    tree = {"layer_1": {"kernel": jnp.asarray(a)}, "layer_2": {"kernel": jnp.asarray(b)}}
+    layers = a, b, np.zeros_like(a)
+    tree = {f"layer_{i}": {"kernel": jnp.asarray(x)} for i, x in enumerate(layers)}
     found = jax.jit(stats.norm_statistics)(tree)
-    for i, x in enumerate((a, b)):
+    for i, x in enumerate(layers):
         want = expected(x)
         for name in ("gradient_norm", "gradient_rms"):
             assert float(found[name][i]) == pytest.approx(want[name], rel=3e-6, abs=0), name

@@ -154,10 +154,20 @@ def _as_it_is(x: jax.Array) -> tuple[Any, jax.Array]:
 def _scaled_where_needed(function: Callable[..., Statistics], *columns: Sequence[Group]) -> Statistics:
     """`function(scale, *arrays)` over all layers: without scaling where no sum of squares under- or overflows."""
     low, high = SAFE_SQUARES
-    squares = jnp.concatenate([_each(lambda x: _sum(jnp.square(x.astype(jnp.float32))), column) for column in columns])
+    squares = _of_all(lambda x: _sum(jnp.square(x.astype(jnp.float32))), columns)
     plain = _per_layer(partial(function, _as_it_is), *columns)
-    is_safe = jnp.all((squares > low) & (squares < high))
-    return jax.lax.cond(is_safe, lambda: plain, lambda: _per_layer(partial(function, _scaled), *columns))
+    is_safe = (squares > low) & (squares < high)
+    # Nor does a layer of zeros need it, which dead networks have; that is looked for where it may be one.
+    is_safe |= jax.lax.cond(jnp.all(is_safe), lambda: is_safe, lambda: _of_all(_is_zero, columns))
+    return jax.lax.cond(jnp.all(is_safe), lambda: plain, lambda: _per_layer(partial(function, _scaled), *columns))
+
+
+def _of_all(function: Callable[[jax.Array], jax.Array], columns: Sequence[Sequence[Group]]) -> jax.Array:
+    return jnp.concatenate([_each(function, column) for column in columns])
+
+
+def _is_zero(x: jax.Array) -> jax.Array:
+    return jnp.max(jnp.abs(x)) == 0
 
 
 def _spread(scale: Scale, g: jax.Array) -> Statistics:
