@@ -7,7 +7,7 @@ tutorial's (784-512-…-16-10, ReLU, batch 128, momentum), a chunk of 200 steps 
 notebook's (2-128-64-…-3, sigmoid, Adam, 30 epochs of 150 flowers). PyTorch and Keras take part where they are
 installed (`pip install '.[bench]'`).
 
-Command: `make bench` (about 12 minutes on 2 cores). Nothing else should run beside it.
+Command: `make bench` (12 to 30 minutes on 2 cores). Nothing else should run beside it.
 """
 
 from __future__ import annotations
