@@ -1,16 +1,14 @@
 """Mutation testing: small changes of the arithmetic, one at a time, that the tests ought to notice.
 
-Cosmic Ray finds the places and makes the changes. The runs are our own: every mutant is a fork of a process that has
-JAX imported and not started, and lives in memory alone, so that no file changes and a mutant costs seconds; it meets
-the tests that call its function, quickest first, until one fails.
+Cosmic Ray finds the places and makes the changes (`places.py`). The runs are our own: every mutant is a fork of a
+process that has JAX imported and not started, and lives in memory alone, so that no file changes and a mutant costs
+seconds; it meets the tests that call its function, quickest first, until one fails.
 """
 
 from __future__ import annotations
 
 import argparse
-import ast
 import datetime
-import difflib
 import importlib.metadata
 import itertools
 import json
@@ -30,9 +28,9 @@ from pathlib import Path
 
 import pytest
 import yaml
+from places import ROOT, change, function_at, mutants, source_of
 
 HERE = Path(__file__).parent
-ROOT = HERE.parents[1]
 WORK = ROOT / "build" / "mutation"
 SEED = 20261122
 PLAN = {  # how many mutants of each module, and the tests that know it
@@ -55,7 +53,6 @@ LEFT_OUT = (  # of these files: they compile for long, and about what other room
 QUIET = ["-W", "ignore::pytest.PytestAssertRewriteWarning"]  # Hypothesis is imported before
 TOO_SLOW = 20.0  # CPU seconds: tests above this are left out
 FIRST = 5.0  # CPU seconds of tests in the first round; what survives them meets all tests
-ARITHMETIC = {"Add", "Sub", "Mul", "Div", "FloorDiv", "Mod", "Pow"}
 OUTCOMES = {
     0: "survived",
     1: "killed",
@@ -65,7 +62,6 @@ OUTCOMES = {
     -signal.SIGSEGV: "killed by a crash",
     -signal.SIGABRT: "killed by a crash",
 }
-KINDS = (ARITHMETIC, {"BitOr", "BitAnd", "BitXor", "LShift", "RShift"}, {"Is", "IsNot"})
 
 PAGE = """# Mutation testing
 
@@ -90,60 +86,6 @@ NumPy {numpy}, Python {python}.
 """
 
 
-def source_of(module: str) -> str:
-    """The module's text."""
-    return (ROOT / "vgjax" / f"{module}.py").read_text()
-
-
-def is_plausible(operator: str) -> bool:
-    """Whether an operator changes into one of its own kind: `<<` for `+` would only raise TypeError on floats."""
-    if operator in ("core/VariableReplacer", "core/VariableInserter"):
-        return False
-    if "ReplaceBinaryOperator" not in operator and "ReplaceComparisonOperator" not in operator:
-        return True
-    old, new = operator.split("_")[-2:]
-    return all((old in kind) == (new in kind) for kind in KINDS)
-
-
-def meaning(source: str) -> str:
-    """The syntax tree without annotations, which nothing evaluates."""
-    tree = ast.parse(source)
-    for node in ast.walk(tree):
-        if isinstance(node, ast.arg):
-            node.annotation = None
-        elif isinstance(node, ast.FunctionDef):
-            node.returns = None
-        elif isinstance(node, ast.AnnAssign):
-            node.annotation = ast.Constant(0)
-    return ast.dump(tree)
-
-
-def mutants(module: str) -> dict[tuple[int, int], list[dict]]:
-    """All mutants of a module by their place (line, column)."""
-    import cosmic_ray.ast
-    import cosmic_ray.mutating
-    import cosmic_ray.plugins
-
-    source, found = source_of(module), {}
-    original, lines = meaning(source), source.splitlines()
-    for name in filter(is_plausible, sorted(cosmic_ray.plugins.operator_names())):
-        operator = cosmic_ray.plugins.get_operator(name)()
-        tree = cosmic_ray.ast.get_ast(source)
-        positions = [at for node in cosmic_ray.ast.ast_nodes(tree) for at in operator.mutation_positions(node)]
-        for occurrence, ((line, column), _) in enumerate(positions):
-            mutated = cosmic_ray.mutating.mutate_code(source, operator, occurrence)
-            try:
-                if meaning(mutated) == original:
-                    continue
-            except SyntaxError:
-                continue
-            changed = mutated.splitlines()
-            row = {"module": module, "line": line, "column": column, "operator": name, "source": mutated}
-            row |= {"before": lines[line - 1].strip(), "after": changed[line - 1].strip()}
-            found.setdefault((line, column), []).append(row)
-    return found
-
-
 def sample() -> None:
     """Draw places of each module, and one mutant of each place."""
     rows, population = [], {}
@@ -162,18 +104,6 @@ def sample() -> None:
 def commit() -> str:
     """The commit that is tested."""
     return subprocess.check_output(["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, text=True).strip()
-
-
-def function_at(source: str, line: int, column: int) -> tuple[str, int] | None:
-    """Name and first line of the innermost function around a place; None: it runs at import."""
-    inner = None
-    for node in ast.walk(ast.parse(source)):
-        if not isinstance(node, ast.FunctionDef | ast.Lambda):
-            continue
-        if (node.lineno, node.col_offset) <= (line, column) < (node.end_lineno, node.end_col_offset):
-            decorators = [d.lineno for d in getattr(node, "decorator_list", [])]
-            inner = getattr(node, "name", "<lambda>"), min([node.lineno, *decorators])
-    return inner
 
 
 class Profile:
@@ -337,14 +267,6 @@ def run(again: bool, modules: list[str]) -> None:
         with results.open("a") as file:
             file.write(json.dumps(found) + "\n")
         print(found["seconds"], found["outcome"], mutant["id"], mutant["after"], found["by"], flush=True)
-
-
-def change(mutant: dict) -> str:
-    """The changed line as it is in the mutant."""
-    pair = source_of(mutant["module"]).splitlines(), mutant["source"].splitlines()
-    lines = list(difflib.unified_diff(*pair, n=0, lineterm=""))[2:]
-    added = [line[1:] for line in lines if line[0] == "+"]
-    return " ".join(" ".join(added).split()) or f"without {mutant['before']}"
 
 
 def reason(mutant: dict) -> str:
