@@ -17,6 +17,7 @@ import jax.numpy as jnp
 
 from vgjax.activations import activation
 from vgjax.config import Config, Hypers
+from vgjax.dense import Dense
 from vgjax.initializers import initializer, is_data_dependent, weight_variance
 from vgjax.layers import group, stack_name, unstacked
 
@@ -131,16 +132,8 @@ def _hidden_layer(
     return h, Seen(inputs, z, phi_input, h)
 
 
-class _Dense(nn.Dense):
-    """A dense layer whose pre-activations are perturbed."""
-
-    @nn.compact
-    def __call__(self, x: jax.Array) -> jax.Array:
-        return self.perturb("z", super().__call__(x))
-
-
 def _dense(home: Any, name: str, width: int, named: Any, x: jax.Array) -> jax.Array:
-    return _Dense(width, use_bias=home.config.bias, kernel_init=initializer(named), name=name)(x)
+    return Dense(width, use_bias=home.config.bias, kernel_init=initializer(named), name=name)(x)
 
 
 def _normalise(home: Any, name: str, x: jax.Array, train: bool, mask: jax.Array | None) -> jax.Array:
