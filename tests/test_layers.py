@@ -14,7 +14,7 @@ import vgjax
 TOP = Path(vgjax.__file__).parent
 FLOORS = [  # from the bottom to the top; a room may import its own floor and those below
     "names config environment files stopping layers",
-    "settings grid activations initializers cadence",
+    "settings grid activations initializers dense cadence",
     "dataset model optim octaves stats theory profiles ensemble jacobian",
     "units idx tfds_builders",
     "families",
@@ -49,6 +49,7 @@ MEASURING = [
     "loop",
     "probe",
     "model",
+    "dense",
     "stats",
     "units",
     "octaves",
