@@ -265,7 +265,7 @@ def _dot(a: jax.Array, b: jax.Array) -> jax.Array:
     As a product of vectors, behind a barrier, it comes through XLA's early passes whole: they would cut a sum of
     squares over a gradient, which is a transposed product, into windows of 32 × 32, at twice the cost on CPU.
     """
-    return jnp.vdot(jax.lax.optimization_barrier(a.ravel()), b.ravel(), precision=jax.lax.Precision.HIGHEST)
+    return jnp.vdot(jax.lax.optimization_barrier(a.ravel()), b, precision=jax.lax.Precision.HIGHEST)
 
 
 def _sum(x: jax.Array) -> jax.Array:
