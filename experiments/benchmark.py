@@ -2,10 +2,10 @@
 
 Everything is measured in turns, several times over; a ratio is the median over the turns of one time over another of
 the same turn, with its 95 % interval by order statistics. What a few percents decide (bare and watched runs, Iris
-against Keras) alternates within a turn, since a machine's speed drifts from second to second. Networks: the MXNet
-tutorial's (784-512-…-16-10, ReLU, batch 128, momentum), a chunk of 200 steps on synthetic images; and the Keras
-notebook's (2-128-64-…-3, sigmoid, Adam, 30 epochs of 150 flowers). PyTorch and Keras take part where they are
-installed (`pip install '.[bench]'`).
+against Keras) alternates within a turn, and a ratio of two such is of neighbours, since a machine's speed drifts from
+second to second. Networks: the MXNet tutorial's (784-512-…-16-10, ReLU, batch 128, momentum) on synthetic images, as
+seconds for 200 steps; and the Keras notebook's (2-128-64-…-3, sigmoid, Adam, 30 epochs of 150 flowers). PyTorch and
+Keras take part where they are installed (`pip install '.[bench]'`).
 
 Command: `make bench` (15 to 35 minutes on 2 cores). Nothing else should run beside it.
 """
@@ -19,7 +19,7 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -43,11 +43,11 @@ class Options:
 
     @property
     def steps(self) -> int:
-        """Steps of a chunk on the tutorial's network."""
-        return 10 if self.smoke else 200
+        """Steps on the tutorial's network whose seconds are told."""
+        return 50 if self.smoke else 200
 
 
-ALTERNATIONS = 4  # runs of each close contestant in a turn
+CHUNKS = 5  # of the steps: a watch is timed by its median chunk
 HISTOGRAM = ("gradient_histogram",)
 WATCHES: dict[str, tuple[tuple[str, ...], str]] = {  # what is recorded, and when
     "bare": ((), "at(0)"),
@@ -56,26 +56,29 @@ WATCHES: dict[str, tuple[tuple[str, ...], str]] = {  # what is recorded, and whe
     "histograms": (HISTOGRAM, "every(1)"),
     "everything_10": (("all",), "every(10)"),
 }
-CLOSE = (*WATCHES, "iris", "keras_iris")  # what a few percents decide
+CLOSE = ((14, tuple(WATCHES)), (4, ("iris", "keras_iris")))  # what alternates, so many times a turn
 
 
 def measure(options: Options) -> dict[str, list[float]]:
-    """Seconds of every contestant, one value a turn."""
+    """Seconds of every contestant, one value a turn, or one an alternation."""
     contestants = {**_ours(options), **_peers(options)}
     seconds: dict[str, list[float]] = {name: [] for name in contestants}
     from rich.progress import track
 
-    close = [name for name in CLOSE if name in contestants]
-    turns, alternations = (1, 1) if options.smoke else (options.repeats, ALTERNATIONS)
+    turns, one_after_other = (1, list(contestants)) if options.smoke else (options.repeats, _turn(contestants))
     for contest in contestants.values():  # warm up: compile
         contest(-1)
     for turn in track(range(turns), description="turns", disable=not sys.stderr.isatty()):
-        parts = [[contestants[name](turn) for name in close] for _ in range(alternations)]
-        for name, value in zip(close, np.median(parts, axis=0), strict=True):
-            seconds[name].append(float(value))
-        for name in (name for name in contestants if name not in close):
+        for name in one_after_other:
             seconds[name].append(contestants[name](turn))
     return seconds
+
+
+def _turn(contestants: Iterable[str]) -> list[str]:
+    """Who is measured after whom."""
+    alternating = [name for times, names in CLOSE for name in names * times]
+    there = [name for name in alternating if name in contestants]
+    return there + [name for name in contestants if name not in there]
 
 
 def _ours(options: Options) -> dict[str, Callable[[int], float]]:
@@ -85,22 +88,21 @@ def _ours(options: Options) -> dict[str, Callable[[int], float]]:
     from vgjax.data import load
 
     steps = options.steps
-    images = _images(steps * tutorial.CLEAN.batch_size)
-    tutorials = replace(
-        tutorial.CLEAN, **tutorial.GRID["uniform, relu"], dataset="synthetic", epochs=2 if options.smoke else 4
-    )
+    images = _images(steps // CHUNKS * tutorial.CLEAN.batch_size)
+    tutorials = replace(tutorial.CLEAN, **tutorial.GRID["uniform, relu"], dataset="synthetic", validate="end")
+    tutorials = replace(tutorials, epochs=CHUNKS + 1)
     if options.smoke:
-        tutorials = replace(tutorials, hidden=(32, 16))
+        tutorials = replace(tutorials, hidden=(32, 16), epochs=2)
 
     def chunk(record: tuple[str, ...], cadence: str, seeds: int = 1, devices: int | None = 1) -> Callable[[int], float]:
-        """Seconds from one landing to the next, of the median chunk."""
+        """Seconds for the steps, by the median chunk: from one landing to the next."""
         config = replace(tutorials, record=record, cadence=cadence)
 
         def seconds(turn: int) -> float:
             landings: list[float] = []
             landed = lambda part, total: landings.append(time.perf_counter())  # noqa: E731
             run(config, tutorial.HYPERS, seeds, dataset=images, devices=devices, progress=landed)
-            return float(np.median(np.diff(landings)))
+            return CHUNKS * float(np.median(np.diff(landings)))
 
         return seconds
 

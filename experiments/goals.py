@@ -96,10 +96,17 @@ def rows_of(seconds: dict[str, list[float]]) -> list[dict[str, Any]]:
         if goal.over not in seconds or goal.under not in seconds:
             rows.append({**_named(goal), "ratio": None, "low": None, "high": None, "met": None})
             continue
-        ratio, low, high = _median(np.array(seconds[goal.over]) / np.array(seconds[goal.under]) / goal.per)
+        ratio, low, high = _median(_turn_by_turn(seconds[goal.over], seconds[goal.under]) / goal.per)
         met = ratio <= (goal.at_most or np.inf) and ratio >= (goal.at_least or -np.inf)
         rows.append({**_named(goal), "ratio": ratio, "low": low, "high": high, "met": bool(met) if str(goal) else None})
     return rows
+
+
+def _turn_by_turn(over: list[float], under: list[float]) -> np.ndarray:
+    """Ratios of what was measured side by side; of several times a turn the median, where the other has but one."""
+    turns = min(len(over), len(under))
+    over_turn, under_turn = (np.median(np.reshape(values, (turns, -1)), axis=1) for values in (over, under))
+    return over_turn / under_turn
 
 
 def _named(goal: Goal) -> dict[str, Any]:

@@ -60,6 +60,16 @@ def test_ratios_are_taken_turn_by_turn():
     assert "not installed" in table(list(rows.values())) and "≤ 1.25 (missed)" in table(list(rows.values()))
 
 
+def test_alternations_are_compared_with_their_neighbours():
+    """What alternates within a turn, pair by pair; with what is measured once a turn, by its median there."""
+    drift = np.repeat([1.0, 8.0], 3) * [1.0, 2.0, 4.0, 1.0, 2.0, 4.0]
+    seconds = {"bare": list(drift), "norms": list(drift * [1.0, 1.1, 1.2, 1.1, 1.2, 1.3]), "torch": [4.0, 32.0]}
+    rows = {row["name"]: row for row in rows_of(seconds)}
+    assert rows["norms_every_step"]["ratio"] == pytest.approx(1.15)
+    assert rows["norms_every_step"]["low"] == 1 and rows["norms_every_step"]["high"] == pytest.approx(1.3)
+    assert rows["one_lane_vs_pytorch"]["ratio"] == pytest.approx((2.2 / 4 + 19.2 / 32) / 2)
+
+
 def test_the_interval_holds_the_median():
     """By order statistics: of nine values, the second and the second last."""
     assert _median(np.arange(9.0)) == (4.0, 1.0, 7.0)
