@@ -128,12 +128,24 @@ def run(
     with disk or contextlib.nullcontext():
         with_what = parallel.from_first(lambda: disk.made_with() if disk else json.dumps(environment()))
         made = {"shard": shard, "devices": devices or parallel.device_count(), "environment": with_what}
-        whole, trained = _train(
-            config, program, chunks, shared, all_lanes, state, coordinates, about, made, disk, tensorboard, progress
-        )
+        job = _Job(config, program, chunks, shared, all_lanes, coordinates, about, made)
+        whole, trained = _train(job, state, disk, tensorboard, progress)
     if deepest:
         trained = {kind: jax.device_get(jax.vmap(partial(of_depth, config))(x)) for kind, x in trained.items()}
     return Result(whole, trained)
+
+
+class _Job(NamedTuple):
+    """What is to be trained, and what its history says of it."""
+
+    config: Config  # of the network
+    program: Program  # which may be of a deeper one, and of more lanes
+    chunks: list[Chunk]
+    shared: Shared
+    lanes: Lane
+    coordinates: dict[str, np.ndarray]
+    about: dict[str, Any]
+    made: dict[str, Any]
 
 
 class _Flight(NamedTuple):
@@ -150,26 +162,20 @@ class _Landing:
 
     def __init__(
         self,
-        config: Config,
-        program: Program,
-        shared: Shared,
-        lanes: Lane,
-        coordinates: dict[str, np.ndarray],
-        about: dict[str, Any],
+        job: _Job,
         params: Any,
         disk: RunFolder | None,
         parts: list[xr.Dataset],
         progress: Callable[[xr.Dataset, int], None] | None,
     ):
-        self.program, self.shared, self.lanes, self.coordinates = program, shared, lanes, coordinates
-        self.disk, self.parts, self.progress = disk, parts, progress
-        self.about = json.dumps(about, ensure_ascii=False)
-        self.n_lanes = len(coordinates["seed"])
-        depth, compiled = len(config.hidden), len(program.config.hidden)
+        self.job, self.disk, self.parts, self.progress = job, disk, parts, progress
+        self.about = json.dumps(job.about, ensure_ascii=False)
+        self.n_lanes = len(job.coordinates["seed"])
+        depth, compiled = len(job.config.hidden), len(job.program.config.hidden)
         self.rows = np.array([*range(depth), compiled])  # of the program's layers, those that there are
         shapes = [group.values.shape[-2:] for group in weight_groups(params) for _ in group.names]
         self.all_layers = [f"layer_{i}" for i in range(1, depth + 2)]
-        of_these = kept(config, self.all_layers)
+        of_these = kept(job.config, self.all_layers)
         self.layers = {self.all_layers[i]: shapes[self.rows[i]] for i in of_these}
         self.kept_rows = self.rows[of_these] if depth < compiled else None  # None: the program knew them
         self.divergence = [
@@ -182,7 +188,7 @@ class _Landing:
 
     def land(self, flight: _Flight, is_last: bool) -> None:
         """Wait for a chunk, and keep what it brings."""
-        program, chunk = self.program, flight.chunk
+        job, chunk = self.job, flight.chunk
         state, *found = flight.after
         records, evaluation = self.gather(found)
         if self.kept_rows is not None:
@@ -197,13 +203,13 @@ class _Landing:
         if suspects.any():
             self._look_closer(flight, np.flatnonzero(suspects))
         part = history.chunk(
-            self.coordinates,
+            job.coordinates,
             self.layers,
             chunk.recorded,
             records,
             chunk.stops,
             evaluation,
-            program.steps_per_epoch,
+            job.program.steps_per_epoch,
             self.divergence,
             self.about,
         )
@@ -213,55 +219,49 @@ class _Landing:
         stop = None
         try:
             if self.progress:
-                self.progress(part, program.total_steps)
+                self.progress(part, job.program.total_steps)
         except KeyboardInterrupt as asked:  # what has landed is kept
             stop = asked
         stops = parallel.anywhere(stop is not None)  # all processes at the same chunk
         if self.disk and (stops or is_last or self.disk.wants_checkpoint()):
-            self.disk.save(chunk.stop, self.gather((self.lanes, state)))
+            self.disk.save(chunk.stop, self.gather((job.lanes, state)))
         if stops:
             raise stop or KeyboardInterrupt
 
     def gather(self, tree: Any) -> Any:
         """On the host, the lanes that there are [lanes, …]."""
-        return jax.tree.map(lambda x: x[: self.n_lanes], parallel.gather(self.program.where, tree))
+        return jax.tree.map(lambda x: x[: self.n_lanes], parallel.gather(self.job.program.where, tree))
 
     def _look_closer(self, flight: _Flight, suspects: np.ndarray) -> None:
-        closer = programs.divergence_program(self.program)
-        steps, bad = self.gather(closer(self.shared._replace(plan=flight.plan), (self.lanes, flight.before)))
+        closer = programs.divergence_program(self.job.program)
+        shared = self.job.shared._replace(plan=flight.plan)
+        steps, bad = self.gather(closer(shared, (self.job.lanes, flight.before)))
         for i in suspects:
             self.divergence[i] = describe(steps[i], bad[i][:, self.rows], self.all_layers)
 
 
 def _train(
-    config: Config,
-    program: Program,
-    chunks: list[Chunk],
-    shared: Shared,
-    lanes: Lane,
+    job: _Job,
     state: State,
-    coordinates: dict[str, np.ndarray],
-    about: dict[str, Any],
-    made: dict[str, Any],
     disk: RunFolder | None,
     tensorboard: Which,
     progress: Callable[[xr.Dataset, int], None] | None,
 ) -> tuple[xr.Dataset, Variables]:
-    where = program.where
-    n_lanes, compiled = len(coordinates["seed"]), jax.tree.leaves(state)[0].shape[0]
-    records, epochs = shared.plan.recorded.shape[0] - 1, shared.plan.validates.shape[0]
+    where, lanes = job.program.where, job.lanes
+    n_lanes, compiled = len(job.coordinates["seed"]), jax.tree.leaves(state)[0].shape[0]
+    records, epochs = job.shared.plan.recorded.shape[0] - 1, job.shared.plan.validates.shape[0]
     params = jax.tree.map(lambda x: x[0], state.variables["params"])
     done = 0
     parts: list[xr.Dataset] = []
     if disk:
         there = jax.tree.map(lambda x: x[:n_lanes], state)
-        stops = [stop for chunk in chunks for stop in chunk.stops]
+        stops = [stop for chunk in job.chunks for stop in chunk.stops]
         done, (lanes, state), parts = disk.resume((lanes, there), stops, tensorboard)
-    shared, (lanes, state) = parallel.place(where, shared, _filled((lanes, state), compiled))
-    chunk_program = programs.chunk_program(program)
-    landing = _Landing(config, program, shared, lanes, coordinates, about, params, disk, parts, progress)
+    shared, (lanes, state) = parallel.place(where, job.shared, _filled((lanes, state), compiled))
+    chunk_program = programs.chunk_program(job.program)
+    landing = _Landing(job._replace(shared=shared, lanes=lanes), params, disk, parts, progress)
     flight: _Flight | None = None
-    for chunk in chunks:
+    for chunk in job.chunks:
         if chunk.start < done:
             continue
         if landing.diverged().all():  # nothing is left that could be learnt
@@ -273,7 +273,7 @@ def _train(
         flight, state = _Flight(chunk, now, state, after), after[0]
     if flight:
         landing.land(flight, is_last=True)
-    whole_history = history.join(parts).assign_attrs(made)
+    whole_history = history.join(parts).assign_attrs(job.made)
     if disk:
         disk.finish(whole_history)
     return whole_history, landing.gather(state.variables)
