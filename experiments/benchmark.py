@@ -47,7 +47,7 @@ class Options:
         return 50 if self.smoke else 200
 
 
-CHUNKS = 5  # of the steps: a watch is timed by its median chunk
+CHUNKS = 5  # a watch runs the steps in so many, after a first one; its time is that of the median chunk
 HISTOGRAM = ("gradient_histogram",)
 WATCHES: dict[str, tuple[tuple[str, ...], str]] = {  # what is recorded, and when
     "bare": ((), "at(0)"),

@@ -128,7 +128,7 @@ def table(rows: list[dict[str, Any]]) -> str:
     """The rows as a Markdown table."""
     lines = ["| what | ratio | 95 % interval | goal |", "| --- | --- | --- | --- |"]
     for row in rows:
-        shown = "not installed" if row["ratio"] is None else f"{row['ratio']:.3g}"
+        shown = "not installed" if row["ratio"] is None else f"{row['ratio']:.4g}"
         interval = "" if row["ratio"] is None else f"{row['low']:.3g} … {row['high']:.3g}"
         goal = row["goal"] + {True: "", False: " (missed)", None: ""}[row["met"]]
         lines.append(f"| {row['what']} | {shown} | {interval} | {goal} |")

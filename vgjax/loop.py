@@ -147,6 +147,11 @@ class _Job(NamedTuple):
     about: dict[str, Any]
     made: dict[str, Any]
 
+    @property
+    def n_lanes(self) -> int:
+        """Lanes that there are."""
+        return len(self.coordinates["seed"])
+
 
 class _Flight(NamedTuple):
     """A chunk that the devices are working on."""
@@ -170,7 +175,6 @@ class _Landing:
     ):
         self.job, self.disk, self.parts, self.progress = job, disk, parts, progress
         self.about = json.dumps(job.about, ensure_ascii=False)
-        self.n_lanes = len(job.coordinates["seed"])
         depth, compiled = len(job.config.hidden), len(job.program.config.hidden)
         self.rows = np.array([*range(depth), compiled])  # of the program's layers, those that there are
         shapes = [group.values.shape[-2:] for group in weight_groups(params) for _ in group.names]
@@ -179,7 +183,7 @@ class _Landing:
         self.layers = {self.all_layers[i]: shapes[self.rows[i]] for i in of_these}
         self.kept_rows = self.rows[of_these] if depth < compiled else None  # None: the program knew them
         self.divergence = [
-            {name: parts[-1][name].values[i] for name in NOWHERE} if parts else NOWHERE for i in range(self.n_lanes)
+            {name: parts[-1][name].values[i] for name in NOWHERE} if parts else NOWHERE for i in range(job.n_lanes)
         ]
 
     def diverged(self) -> np.ndarray:
@@ -230,7 +234,7 @@ class _Landing:
 
     def gather(self, tree: Any) -> Any:
         """On the host, the lanes that there are [lanes, …]."""
-        return jax.tree.map(lambda x: x[: self.n_lanes], parallel.gather(self.job.program.where, tree))
+        return jax.tree.map(lambda x: x[: self.job.n_lanes], parallel.gather(self.job.program.where, tree))
 
     def _look_closer(self, flight: _Flight, suspects: np.ndarray) -> None:
         closer = programs.divergence_program(self.job.program)
@@ -248,13 +252,13 @@ def _train(
     progress: Callable[[xr.Dataset, int], None] | None,
 ) -> tuple[xr.Dataset, Variables]:
     where, lanes = job.program.where, job.lanes
-    n_lanes, compiled = len(job.coordinates["seed"]), jax.tree.leaves(state)[0].shape[0]
+    compiled = jax.tree.leaves(state)[0].shape[0]
     records, epochs = job.shared.plan.recorded.shape[0] - 1, job.shared.plan.validates.shape[0]
     params = jax.tree.map(lambda x: x[0], state.variables["params"])
     done = 0
     parts: list[xr.Dataset] = []
     if disk:
-        there = jax.tree.map(lambda x: x[:n_lanes], state)
+        there = jax.tree.map(lambda x: x[: job.n_lanes], state)
         stops = [stop for chunk in job.chunks for stop in chunk.stops]
         done, (lanes, state), parts = disk.resume((lanes, there), stops, tensorboard)
     shared, (lanes, state) = parallel.place(where, job.shared, _filled((lanes, state), compiled))
