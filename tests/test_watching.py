@@ -26,6 +26,10 @@ def as_jax_comes():
         yield
 
 
+COMPILED = []
+jax.monitoring.register_event_duration_secs_listener(
+    lambda name, seconds, **_: COMPILED.append(name) if name.endswith("backend_compile_duration") else None
+)
 RNG = np.random.default_rng(0)
 PARAMETERS = {
     f"dense_{i}": {"kernel": jnp.asarray(RNG.normal(size=(4, 4)), jnp.float32), "bias": jnp.zeros(4)} for i in range(3)
@@ -106,6 +110,22 @@ def test_steps_in_between_measure_nothing():
     assert [eqn.primitive.name for eqn in jaxpr.eqns if "scatter" in str(eqn.primitive)] == []
     inside = [eqn for eqn in jaxpr.eqns if eqn.primitive.name == "cond"]
     assert any("scatter" in str(eqn.params["branches"]) for eqn in inside)
+
+
+@pytest.mark.parametrize("every", [1, 2])
+def test_a_loop_that_is_not_compiled_compiles_nothing_twice(every):
+    """Statistics and watched steps have branches, which JAX compiles at every call where no `jit` surrounds them."""
+    tx = vgjax.watch(optax.adam(1e-3), optax.clip_by_global_norm(1.0), every=every, record="all")
+    state = after(tx, 3)
+    groups = weight_groups({"small": {"kernel": jnp.ones((4, 4))}, "large": {"kernel": jnp.ones((400, 400))}})
+    octaves.histograms(groups)
+    COMPILED.clear()
+    for step in range(3, 7):
+        _, state = tx.update(gradients(step), state, PARAMETERS)
+        octaves.histograms(groups)
+        stats.norm_statistics(gradients(step))
+    assert vgjax.watched(state).step == 6
+    assert COMPILED == []
 
 
 def test_jit_scan_and_vmap():

@@ -9,8 +9,10 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Mapping
+from dataclasses import dataclass
 from fnmatch import fnmatchcase
-from typing import Any, NamedTuple
+from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -20,8 +22,10 @@ from vgjax.names import nearest
 OWN_STACK = re.compile(r"layers_(\d+)_to_(\d+)(/.*)?")
 
 
-class Group(NamedTuple):
-    """One layer, or the layers of one stack."""
+@partial(jax.tree_util.register_dataclass, data_fields=["values"], meta_fields=["names", "is_stack"])
+@dataclass(frozen=True)
+class Group:
+    """One layer, or the layers of one stack; a pytree, whose leaf is their array."""
 
     names: tuple[str, ...]
     values: jax.Array  # one layer: as it is; a stack: [layers, …]

@@ -6,6 +6,7 @@ Zero, subnormal numbers, infinities and NaN have bins of their own, and counts o
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -24,6 +25,7 @@ BELOW = 48  # octaves of the table from the top of a sample downwards; the other
 SAMPLE = 1024  # numbers
 
 
+@partial(jax.jit, inline=True)  # outside a program `cond` would be compiled at every call
 def histograms(groups: Sequence[Group], mask: jax.Array | None = None) -> jax.Array:
     """A signed log₂ histogram of each layer, int32 [layers, N_BINS]; see `log2_bin`.
 
@@ -41,6 +43,7 @@ def histograms(groups: Sequence[Group], mask: jax.Array | None = None) -> jax.Ar
     )
 
 
+@partial(jax.jit, inline=True)
 def log2_histogram(x: jax.Array, mask: jax.Array | None = None) -> jax.Array:
     """Counts by `log2_bin`, int32 [N_BINS]; without a mask they sum to x.size exactly (at most 2³¹ − 1).
 

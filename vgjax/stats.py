@@ -77,12 +77,7 @@ def weight_statistics(params: Any, updates: Any, stacked: str = "") -> Statistic
       updates: what the optimizer adds to them.
       stacked: paths of stacked layers.
     """
-
-    def one(scale: Scale, w: jax.Array, dw: jax.Array) -> Statistics:
-        size = _norm(scale, w)
-        return {"weight_norm": size, "update_ratio": _norm(scale, dw) / size}
-
-    return _scaled_where_needed(one, weight_groups(params, stacked), weight_groups(updates, stacked))
+    return _scaled_where_needed(_weights, weight_groups(params, stacked), weight_groups(updates, stacked))
 
 
 def point_statistics(raw: Any, clipped: Any, updates: Any, stacked: str = "") -> Statistics:
@@ -100,21 +95,13 @@ def point_statistics(raw: Any, clipped: Any, updates: Any, stacked: str = "") ->
       update: 1 is steepest descent}, each [layers]; cosines with a vector of zeros are NaN.
     """
 
-    def one(scale: Scale, g: jax.Array, c: jax.Array, dw: jax.Array) -> Statistics:
-        return {
-            "clipped_norm": _norm(scale, c),
-            "clipped_cosine": _cosine(scale, g, c),
-            "update_norm": _norm(scale, dw),
-            "update_cosine": -_cosine(scale, g, dw),
-        }
-
     def changed(g: jax.Array, c: jax.Array) -> Statistics:
         if g is c:  # no clipping; XLA would compare every number with itself
             return {"clipped_fraction": jnp.float32(0)}
         return {"clipped_fraction": _sum((bits(g) != bits(c)).astype(jnp.float32)) / g.size}
 
     points = [weight_groups(tree, stacked) for tree in (raw, clipped, updates)]
-    return _scaled_where_needed(one, *points) | _per_layer(changed, *points[:2])
+    return _scaled_where_needed(_points, *points) | _per_layer(changed, *points[:2])
 
 
 def any_bad(groups: Sequence[Group]) -> jax.Array:
@@ -151,6 +138,7 @@ def _as_it_is(x: jax.Array) -> tuple[Any, jax.Array]:
     return jnp.float32(1), x.astype(jnp.float32)
 
 
+@partial(jax.jit, static_argnums=0, inline=True)  # outside a program `cond` would be compiled at every call
 def _scaled_where_needed(function: Callable[..., Statistics], *columns: Sequence[Group]) -> Statistics:
     """`function(scale, *arrays)` over all layers: without scaling where no sum of squares under- or overflows."""
     low, high = SAFE_SQUARES
@@ -168,6 +156,20 @@ def _of_all(function: Callable[[jax.Array], jax.Array], columns: Sequence[Sequen
 
 def _is_zero(x: jax.Array) -> jax.Array:
     return jnp.max(jnp.abs(x)) == 0
+
+
+def _weights(scale: Scale, w: jax.Array, dw: jax.Array) -> Statistics:
+    size = _norm(scale, w)
+    return {"weight_norm": size, "update_ratio": _norm(scale, dw) / size}
+
+
+def _points(scale: Scale, g: jax.Array, c: jax.Array, dw: jax.Array) -> Statistics:
+    return {
+        "clipped_norm": _norm(scale, c),
+        "clipped_cosine": _cosine(scale, g, c),
+        "update_norm": _norm(scale, dw),
+        "update_cosine": -_cosine(scale, g, dw),
+    }
 
 
 def _spread(scale: Scale, g: jax.Array) -> Statistics:

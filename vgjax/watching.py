@@ -7,8 +7,8 @@ the step, so that only every k-th one is measured.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any, NamedTuple
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -22,6 +22,7 @@ from vgjax.optim import Points
 from vgjax.records import histogram_metadata, tensorboard_histogram
 from vgjax.stats import Statistics
 
+T = TypeVar("T")
 FROM_OUTSIDE = tuple(name for name, family in FAMILIES.items() if family.from_outside)
 _NEED_PARAMS = {"weights", "weight_histogram"}
 
@@ -106,7 +107,7 @@ def watch(
             return state.done, {name: found[name] for name in names}
 
         (_, _, updates), clip_state, optimizer_state = moved()
-        step, last = jax.lax.cond(state.done % every == 0, measured, lambda: (state.step, state.record))
+        step, last = _either(state.done % every == 0, measured, lambda: (state.step, state.record))
         done = optax.safe_increment(state.done)
         return updates, WatchState(clip_state, optimizer_state, done, step, last, state.layers)
 
@@ -175,6 +176,13 @@ def histograms(opt_state: optax.OptState) -> tuple[dict[str, np.ndarray], dict[s
         if name.endswith("_histogram")
     }
     return summaries, {tag: histogram_metadata() for tag in summaries}
+
+
+def _either(condition: jax.Array, yes: Callable[[], T], no: Callable[[], T]) -> T:
+    """`cond`; in a loop that is not compiled, where that would be compiled at every step, Python's choice."""
+    if isinstance(condition, jax.core.Tracer):
+        return jax.lax.cond(condition, yes, no)
+    return yes() if condition else no()
 
 
 def _one_lane(opt_state: optax.OptState) -> list[tuple[str, tuple[str, ...], np.ndarray]]:
