@@ -26,10 +26,26 @@ def few_memory_maps() -> Iterator[None]:
     yield
     maps = Path("/proc/self/maps")
     if maps.exists() and maps.read_text().count("\n") > MOST_MAPS:
-        for cached in (programs._chunk_program, programs._divergence_program, programs._start_program, probe._program):
-            cached.cache_clear()
-        jax.clear_caches()
-        gc.collect()
+        forget_programs()
+
+
+@pytest.fixture(scope="module")
+def compiled_quickly() -> Iterator[None]:
+    """Programs are compiled without optimising, in two thirds of the time, for tests that are not about arithmetic."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")  # in the processes that such tests start
+        jax.config.update("jax_disable_most_optimizations", True)
+        yield
+    jax.config.update("jax_disable_most_optimizations", False)
+    forget_programs()  # other tests want them optimised
+
+
+def forget_programs() -> None:
+    """Whatever was compiled is compiled again where it is needed."""
+    for cached in (programs._chunk_program, programs._divergence_program, programs._start_program, probe._program):
+        cached.cache_clear()
+    jax.clear_caches()
+    gc.collect()
 
 
 @pytest.fixture(scope="module")

@@ -22,6 +22,8 @@ from vgjax.config import check_hypers
 from vgjax.grid import read_grid
 from vgjax.settings import read_settings
 
+pytestmark = pytest.mark.usefixtures("compiled_quickly")
+
 AT_LEAST = 1000
 
 

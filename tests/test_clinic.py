@@ -20,6 +20,8 @@ from vgjax.cli import main
 from vgjax.data import load
 from vgjax.initializers import INITIALIZERS
 
+pytestmark = pytest.mark.usefixtures("compiled_quickly")
+
 PATIENTS = """
 import itertools
 import jax, jax.numpy as jnp, numpy as np

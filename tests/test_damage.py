@@ -20,7 +20,7 @@ from vgjax.cli import main
 from vgjax.grid import Grid
 from vgjax.sweeps import sweep
 
-pytestmark = pytest.mark.usefixtures("an_epoch_a_chunk")
+pytestmark = pytest.mark.usefixtures("an_epoch_a_chunk", "compiled_quickly")
 STEPS = [3, 6, 9]
 FLIPS = 6  # in each file
 

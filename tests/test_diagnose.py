@@ -22,6 +22,8 @@ from vgjax.data import load
 from vgjax.diagnosis import RULES, critical_draws, critical_variance, diagnose
 from vgjax.loop import run
 
+pytestmark = pytest.mark.usefixtures("compiled_quickly")
+
 SMALL = Config(
     dataset="iris", scaling="standardised", batch_size=25, epochs=15, initializer="mean_field", optimizer="momentum"
 )

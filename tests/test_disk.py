@@ -23,7 +23,7 @@ from vgjax.cli import main
 from vgjax.folder import claimed
 from vgjax.records import Records
 
-pytestmark = pytest.mark.usefixtures("an_epoch_a_chunk")
+pytestmark = pytest.mark.usefixtures("an_epoch_a_chunk", "compiled_quickly")
 TRAIN = ["train", "--dataset", "iris", "--hidden", "8", "6", "--activation", "tanh", "--batch-size", "25"]
 TRAIN += ["--epochs", "4", "--cadence", "every(3)"]
 LAST = 24  # steps, in chunks of 6

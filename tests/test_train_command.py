@@ -19,6 +19,8 @@ from vgjax.cli import main, parse
 from vgjax.config import Config
 from vgjax.settings import parse_seeds
 
+pytestmark = pytest.mark.usefixtures("compiled_quickly")
+
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
