@@ -36,7 +36,7 @@ def smoke(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, subprocess.Co
     environment = {k: v for k, v in os.environ.items() if k not in ("VGJAX_MANUAL_DIR", "TFDS_DATA_DIR")}
     environment["VGJAX_DATA_DIR"] = str(out / "data")
     command = [sys.executable, "-m", "experiments", "--smoke", "--out", str(out / "result")]
-    return out / "result", subprocess.run(command, env=environment, capture_output=True, text=True, timeout=600)
+    return out / "result", subprocess.run(command, env=environment, capture_output=True, text=True, timeout=1200)
 
 
 def test_smoke_run_ends_well_and_prints_table_and_page(smoke: tuple) -> None:

@@ -12,8 +12,6 @@ import pytest
 import vgjax.probe
 from experiments.options import Options
 
-pytestmark = pytest.mark.usefixtures("compiled_quickly")
-
 # Experiment → where a smoke test is too small for every row to hold, what to change in its size; and its faults.
 TRIALS: dict[str, tuple[dict[str, Any], tuple[faults.Fault, ...]]] = {
     "schoenholz_gradients": (
