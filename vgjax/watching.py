@@ -7,8 +7,8 @@ the step, so that only every k-th one is measured.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple, TypeVar
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -22,7 +22,6 @@ from vgjax.optim import Points
 from vgjax.records import histogram_metadata, tensorboard_histogram
 from vgjax.stats import Statistics
 
-T = TypeVar("T")
 FROM_OUTSIDE = tuple(name for name, family in FAMILIES.items() if family.from_outside)
 _NEED_PARAMS = {"weights", "weight_histogram"}
 
@@ -99,17 +98,21 @@ def watch(
             updates, optimizer_state = then.update(clipped, state.optimizer, params, **extra)
             return Points(gradients, clipped, updates), clip_state, optimizer_state
 
-        # The measured branch moves once more, so that XLA may fuse the step as if nobody looked at what is in between.
-        def measured() -> tuple[jax.Array, Statistics]:
-            points, found = moved()[0], Statistics()
+        def measured(points: Points) -> tuple[jax.Array, Statistics]:
+            found = Statistics()
             for family in families:
                 found |= FAMILIES[family].make(None, View(gradients, points, params), stacked)
             return state.done, {name: found[name] for name in names}
 
-        (_, _, updates), clip_state, optimizer_state = moved()
-        step, last = _either(state.done % every == 0, measured, lambda: (state.step, state.record))
+        points, clip_state, optimizer_state = moved()
+        is_measured, last = state.done % every == 0, (state.step, state.record)
+        if isinstance(is_measured, jax.core.Tracer):
+            # This branch moves once more, so that XLA may fuse the step as if nobody looked at what is in between.
+            last = jax.lax.cond(is_measured, lambda: measured(moved()[0]), lambda: last)
+        elif is_measured:  # nothing is compiled here, and `cond` would be at every step
+            last = measured(points)
         done = optax.safe_increment(state.done)
-        return updates, WatchState(clip_state, optimizer_state, done, step, last, state.layers)
+        return points.updates, WatchState(clip_state, optimizer_state, done, *last, state.layers)
 
     return optax.GradientTransformationExtraArgs(init, update)
 
@@ -176,13 +179,6 @@ def histograms(opt_state: optax.OptState) -> tuple[dict[str, np.ndarray], dict[s
         if name.endswith("_histogram")
     }
     return summaries, {tag: histogram_metadata() for tag in summaries}
-
-
-def _either(condition: jax.Array, yes: Callable[[], T], no: Callable[[], T]) -> T:
-    """`cond`; in a loop that is not compiled, where that would be compiled at every step, Python's choice."""
-    if isinstance(condition, jax.core.Tracer):
-        return jax.lax.cond(condition, yes, no)
-    return yes() if condition else no()
 
 
 def _one_lane(opt_state: optax.OptState) -> list[tuple[str, tuple[str, ...], np.ndarray]]:
