@@ -55,7 +55,16 @@ from experiments.reproduction import (
     sized,
 )
 from vgjax import figures
-from vgjax.analysis import Estimate, closed_form, estimate, geometric_estimate, layer_ratio, layer_spread, signals
+from vgjax.analysis import (
+    Estimate,
+    closed_form,
+    estimate,
+    geometric_estimate,
+    layer_ratio,
+    layer_spread,
+    share_estimate,
+    signals,
+)
 from vgjax.config import Config, Hypers
 from vgjax.data import Dataset, load
 from vgjax.loop import Result
@@ -200,7 +209,7 @@ def check(data: Data) -> list[Row]:
     rows = [_count("iris network", IRIS, 2, 3, 25475), _count("Fashion-MNIST network", FASHION, 784, 10, 48396)]
     for stage, accuracy, loss, within in ((SIGMOID, 0.667, 0.996, SIGMOID_LOSS), (LEAKY, 0.847, 0.261, LEAKY_LOSS)):
         last = histories[stage].isel(evaluation=-1)
-        measured = estimate(last["train_accuracy"].values)
+        measured = share_estimate(last["train_accuracy"].values)
         rows.append(row(NAME, f"{stage}: training accuracy", KERAS, measured, IRIS_ACCURACY, published=accuracy))
         measured = estimate(last["train_loss"].values)
         rows.append(row(NAME, f"{stage}: training loss", KERAS, measured, within, published=loss))
@@ -213,9 +222,9 @@ def check(data: Data) -> list[Row]:
     validation = histories[NORMED]["validation_accuracy"]
     for epoch, published in enumerate((0.869, 0.877, 0.880)):
         quantity = f"{NORMED}: validation accuracy after epoch {epoch + 1}"
-        at = estimate(validation.isel(evaluation=min(epoch, validation.sizes["evaluation"] - 1)).values)
+        at = share_estimate(validation.isel(evaluation=min(epoch, validation.sizes["evaluation"] - 1)).values)
         rows.append(row(NAME, quantity, KERAS, at, NEAR_KERAS, published=published, has_data=has_data))
-    final = estimate(histories[CLIPPED]["validation_accuracy"].isel(evaluation=-1).values)
+    final = share_estimate(histories[CLIPPED]["validation_accuracy"].isel(evaluation=-1).values)
     quantity = f"{CLIPPED}: validation accuracy after 5 epochs"
     rows.append(row(NAME, quantity, KERAS, final, NEAR_KERAS, published=0.889, has_data=has_data))
     rows += _batch_norm_rows(data.first, has_data)

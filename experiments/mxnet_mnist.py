@@ -42,7 +42,16 @@ from experiments.reproduction import (
     sized,
 )
 from vgjax import figures
-from vgjax.analysis import Estimate, by_seed, closed_form, estimate, geometric_estimate, magnitude_histogram, signals
+from vgjax.analysis import (
+    Estimate,
+    by_seed,
+    closed_form,
+    estimate,
+    geometric_estimate,
+    magnitude_histogram,
+    share_estimate,
+    signals,
+)
 from vgjax.config import Config, Hypers
 from vgjax.data import Dataset
 from vgjax.loop import run as train
@@ -192,7 +201,7 @@ def _against_log(
     late = history["gradient_log10_rms"].isel(layer=0, record=LAST_EPOCH)
     last = geometric_estimate(10 ** by_seed(late).values)
     accuracy = by_seed(history["validation_accuracy"])
-    before, after = (estimate(accuracy.isel(evaluation=e).values) for e in (0, -1))
+    before, after = (share_estimate(accuracy.isel(evaluation=e).values) for e in (0, -1))
     learns = activation == "relu"
     return [
         row(
@@ -216,7 +225,7 @@ def _against_log(
 
 def _clean_row(setting: str, history: xr.Dataset, has_data: bool) -> Row:
     quantity = f"clean, {setting}: validation accuracy after 10 epochs"
-    after = estimate(history["validation_accuracy"].isel(evaluation=-1).values)
+    after = share_estimate(history["validation_accuracy"].isel(evaluation=-1).values)
     expected = LEARNT if setting.endswith("relu") else AT_CHANCE
     return row(NAME, quantity, "as the tutorial tells it", after, expected, has_data=has_data)
 

@@ -41,6 +41,16 @@ def test_geometric_mean_of_magnitudes() -> None:
     assert found.value == pytest.approx(1e-20, rel=1e-9) and found.low < found.value < found.high
 
 
+@pytest.mark.parametrize(
+    ("values", "ends"), [([0.1, 0.98, 0.98], (0, 1)), ([0.4, 0.5, 0.6], None), ([0.9], (np.nan,) * 2)]
+)
+def test_interval_of_an_accuracy_ends_at_0_and_1(values: list[float], ends: tuple[float, float] | None) -> None:
+    """Of three seeds of which one does not learn, Student's interval goes from −.58 to 1.95: the rest cannot be."""
+    whole, found = analysis.estimate(np.array(values)), analysis.share_estimate(np.array(values))
+    assert (found.value, found.n) == (whole.value, whole.n)
+    np.testing.assert_array_equal(found[1:3], ends or whole[1:3])
+
+
 def history() -> xr.Dataset:
     """Two lanes of one seed and one of another, two records, three layers, known values."""
     log10_rms = np.array([[[-8, -6, -1], [-7, -6, -1]]] * 3, float)

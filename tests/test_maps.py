@@ -68,6 +68,14 @@ def test_cells_are_means_over_seeds(slow: xr.Dataset) -> None:
         assert (row.n, row.diverged, row.lanes) == (3, 0, 3) and len(values) == 3
 
 
+def test_accuracies_lie_between_0_and_1(slow: xr.Dataset) -> None:
+    """Two of a cell's three seeds learn all and one nothing."""
+    one = slow.isel(lane=slice(0, 3)).copy()
+    one["validation_accuracy"] = xr.full_like(one["validation_accuracy"], 1).where(one["seed"] > 0, 0)
+    row = maps.cells(one, ["sigma_w"], "validation_accuracy").iloc[0]
+    assert (row["low"], row["value"], row["high"]) == (0, pytest.approx(2 / 3), 1)
+
+
 def test_decay_of_every_depth(slow: xr.Dataset) -> None:
     """The slope over the hidden layers of each lane, however its row is padded."""
     slopes = []

@@ -64,6 +64,12 @@ def geometric_estimate(values: np.ndarray) -> Estimate:
     return Estimate(float(np.exp(mean.value)), float(np.exp(mean.low)), float(np.exp(mean.high)), mean.n)
 
 
+def share_estimate(values: np.ndarray) -> Estimate:
+    """As `estimate`, of shares, such as accuracies: no more of the interval than lies between 0 and 1."""
+    mean = estimate(values)
+    return mean._replace(low=float(np.clip(mean.low, 0, 1)), high=float(np.clip(mean.high, 0, 1)))
+
+
 def by_seed(values: xr.DataArray) -> xr.DataArray:
     """Average what belongs to one seed (its replicas): [lane, …] → [seed, …]; seeds are the independent draws."""
     return values.groupby("seed").mean("lane")

@@ -21,7 +21,7 @@ import xarray as xr
 
 from vgjax import draws, theory, trials, verdicts
 from vgjax.activations import Activation, activation, kinks, steepest_slope
-from vgjax.analysis import Estimate, estimate
+from vgjax.analysis import Estimate, share_estimate
 from vgjax.checks import check_names
 from vgjax.config import Hypers
 from vgjax.data import load
@@ -261,7 +261,7 @@ def _pictures(
     if lines:
         most = max(3.0, 1.5 * sigma_w2.high)
         found.append(Picture(_LINES, partial(_draw, "phase_diagrams", lines, {name: sigma_w2[1:3]}, most)))
-    accuracy = {on: {n: estimate(values) for n, values in one.accuracy.items()} for on, one in places.items()}
+    accuracy = {on: {n: share_estimate(values) for n, values in one.accuracy.items()} for on, one in places.items()}
     return [
         *found,
         Picture(_SIGNALS, partial(_draw, "signal", signals, _COLUMNS)),

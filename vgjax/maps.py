@@ -12,7 +12,7 @@ import xarray as xr
 from numpy.typing import ArrayLike
 
 from vgjax import analysis, profiles, theory
-from vgjax.analysis import Estimate, estimate
+from vgjax.analysis import Estimate, estimate, share_estimate
 from vgjax.config import Config, Hypers
 from vgjax.families import FAMILIES, chosen
 from vgjax.grid import STANDS_FOR, Point
@@ -192,10 +192,11 @@ def cells(history: xr.Dataset, over: Sequence[str], value: str) -> pd.DataFrame:
     by_cell = _by_cell(table, over)
     numbers = lane_values(history, value)
     diverged = history["first_bad_step"].values >= 0
+    mean_of = share_estimate if value.endswith("_accuracy") else estimate
     rows = []
     for rows_of_cell in by_cell.indices.values():
         of_seed = pd.Series(numbers[rows_of_cell]).groupby(table["seed"].values[rows_of_cell]).mean().dropna()
-        found = estimate(of_seed.to_numpy()) if len(of_seed) else Estimate(np.nan, np.nan, np.nan, 0)
+        found = mean_of(of_seed.to_numpy()) if len(of_seed) else Estimate(np.nan, np.nan, np.nan, 0)
         point = [table[name].values[rows_of_cell[0]] for name in over]
         rows.append((*point, *found, int(diverged[rows_of_cell].sum()), len(rows_of_cell)))
     columns = [*over, "value", "low", "high", "n", "diverged", "lanes"]

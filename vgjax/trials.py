@@ -15,7 +15,7 @@ import xarray as xr
 
 from vgjax import batches, theory
 from vgjax.activations import Activation
-from vgjax.analysis import Estimate, compared, estimate, prediction
+from vgjax.analysis import Estimate, compared, estimate, prediction, share_estimate
 from vgjax.config import Config, Hypers
 from vgjax.data import Dataset
 from vgjax.initializers import INITIALIZERS, Initializer, initializer, is_data_dependent
@@ -108,7 +108,7 @@ class Place(NamedTuple):
 
     def mean(self) -> Estimate:
         """Of the examined one."""
-        return estimate(next(iter(self.accuracy.values())))
+        return share_estimate(next(iter(self.accuracy.values())))
 
 
 class Contest:
