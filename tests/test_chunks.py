@@ -55,6 +55,24 @@ def test_several_epochs_a_chunk():
 
 
 @pytest.mark.parametrize(
+    ("cadence", "per_epoch", "total", "message"),
+    [
+        ("at(9)", 3, 9, r"cadence 'at\(9\)' names no step of this run; allowed: 0 to 8"),
+        (lambda per_epoch, total: [0, total], 3, 9, "names no step of this run; allowed: 0 to 8"),
+        (lambda per_epoch, total: [-1, 0], 3, 9, "names no step of this run; allowed: 0 to 8"),
+        ("at(0)", 2**31, 2**31, "steps 2147483648 of 2147483648 an epoch are not allowed; allowed: at most 2147483647"),
+        ("at(0)", 1, 10_000_001, "steps 10000001 of 1 an epoch are not allowed; .* in 10000000 epochs"),
+    ],
+)
+def test_refused_plans(cadence, per_epoch, total, message):
+    """Records beyond the end, and more steps or epochs than can be counted; one less of each is a plan."""
+    with pytest.raises(ValueError, match=message):
+        plan(changed(cadence=cadence), per_epoch, total)
+    if cadence == "at(0)":
+        assert plan(changed(cadence=cadence), per_epoch, total - 1, 10**7)[-1].stop == total - 1
+
+
+@pytest.mark.parametrize(
     ("changes", "epochs"),
     [
         ({}, 21),  # of 3 steps: at most 64 steps
@@ -62,6 +80,7 @@ def test_several_epochs_a_chunk():
         ({"epochs": 1000, "validate": "end", "cadence": "every(2)"}, 21),
         ({"batch_size": 1}, 1),  # 56 steps
         ({"batch_size": 2}, 2),
+        ({"holdout": 20}, 32),  # of 2 steps
         ({"hidden": (500, 500)}, 4),  # 3 · 16 · 3 + 20 examples, 254,000 weights
         ({"hidden": (2000, 2000)}, 1),
     ],
@@ -69,6 +88,12 @@ def test_several_epochs_a_chunk():
 def test_short_epochs_share_a_chunk(changes, epochs):
     """As many as have few steps and multiplications; the length of the run has no say, so that programs are shared."""
     assert epochs_at_once(shape(changed(**changes), small.dataset())) == epochs
+
+
+def test_steps_of_a_run():
+    """Those that are asked for, or those of its epochs, of what is not held out."""
+    assert shape(changed(epochs=4, holdout=20), small.dataset()).steps == 4 * 2
+    assert shape(changed(epochs=4, steps=5), small.dataset()).steps == 5
 
 
 CUT_SHORT = changed(epochs=1, steps=32, last_batch="keep", norm="batch", optimizer="adam", schedule="cosine")

@@ -61,6 +61,14 @@ def test_second_derivatives(shape):
     assert_same(found[1], dx.T @ x @ w + x.T @ along)
 
 
+def test_inputs_are_written_out_for_few_weights_alone():
+    """On a CPU the one is faster for few, the other for many."""
+    for shape in (FEW, MANY):
+        x, w = drawn((EXAMPLES, shape[0]), shape)
+        program = jax.make_jaxpr(lambda x, w: jax.vjp(product, x, w)[1](x @ w))(x, w)
+        assert ("optimization_barrier" in str(program)) == (shape == FEW)
+
+
 @pytest.mark.parametrize("width", [FEW[1], MANY[1]])
 def test_many_networks_at_once(width):
     """`vmap` over weights, and over inputs too."""

@@ -26,6 +26,7 @@ from vgjax.train import (
     Shared,
     fresh_state,
     initial_state,
+    orders_of,
     purpose_key,
     record,
     run_chunk,
@@ -261,6 +262,33 @@ def pieces(config, data=None, key=0):
 def batch_of(program, shared, lane, t, replica=0, epoch=0):
     order = batches.epoch_order(program.config, program.n_examples, purpose_key(lane.key, "shuffle"), jnp.int32(epoch))
     return batches.batch_at(program.config, shared.train, order, jnp.int32(t), jnp.int32(replica), jnp.int32(0), 1)
+
+
+def test_every_epoch_of_a_chunk_has_its_own_order():
+    """Which is the order of that epoch of the run, whatever chunk it is in."""
+    program, shared, lane = pieces(changed(shuffle="every_epoch"))
+    plan = Plan(jnp.int32(6), jnp.int32(12), jnp.array([12]), jnp.zeros(3, bool))  # from the third epoch on
+    key = purpose_key(lane.key, "shuffle")
+    expected = [batches.epoch_order(program.config, program.n_examples, key, jnp.int32(e)) for e in (2, 3, 4)]
+    np.testing.assert_array_equal(orders_of(program, shared._replace(plan=plan), lane), expected)
+
+
+@pytest.mark.parametrize(("stop", "is_finite"), [(6, True), (5, True), (3, True), (6, False)])
+def test_what_a_chunk_says_of_its_epochs(stop, is_finite):
+    """Two epochs of three steps, the second whole, cut short or left out, in a chunk that may have three."""
+    program, shared, lane = pieces(changed(record=("norms",)))
+    plan = Plan(jnp.int32(0), jnp.int32(stop), jnp.array([0, stop]), jnp.array([False, True, True]))
+    state = initial_state(program, shared, lane)
+    if not is_finite:
+        bad = jax.tree.map(lambda w: w.at[-1].set(jnp.nan), state.variables["params"]["layer_3"])
+        params = {**state.variables["params"], "layer_3": bad}
+        state = fresh_state(program, shared, (lane, {**state.variables, "params": params}))
+    _, records, found = jax.jit(run_chunk, static_argnums=0)(program, shared._replace(plan=plan), (lane, state))
+    assert bool(found["finite"]) == is_finite and records["loss"].shape == (1,)
+    was_seen = np.arange(3) < -(-stop // 3)
+    assert np.isfinite(found["train_accuracy"]).tolist() == (was_seen & is_finite).tolist()
+    assert np.isfinite(found["validation_loss"]).tolist() == (was_seen & is_finite & [False, True, True]).tolist()
+    np.testing.assert_array_equal(found["clipped_to_zero"], np.where(was_seen, 0, np.nan))
 
 
 def test_an_infinite_loss_of_finite_parameters_is_told():

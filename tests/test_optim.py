@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from vgjax.config import Config, Hypers
-from vgjax.optim import CLIPS, OPTIMIZERS, SCHEDULES, make_optimizer
+from vgjax.optim import CLIPS, OPTIMIZERS, SCHEDULES, Points, make_optimizer, zeroed
 
 LR = 0.1
 RTOL = 1e-5
@@ -171,6 +171,25 @@ def test_mxnets_sgd():
         updates, state = tx.update({"kernel": jnp.asarray(g, jnp.float32)}, state, found)
         found = jax.tree.map(jnp.add, found, updates)
         np.testing.assert_allclose(found["kernel"], w, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("raw", "clipped", "expected"),
+    [
+        ([0, 3e30], [0, 0], True),  # an overflow in Optax's norm
+        ([0, 1], [0, 0], True),
+        ([1, 1], [0, 0], True),
+        ([0, 0], [0, 0], False),  # a dead layer has no gradient before either
+        ([-3, 4], [-1, 0], False),
+        ([0, 4], [0, 1], False),
+    ],
+)
+def test_a_gradient_that_clipping_made_zero(raw, clipped, expected):
+    """It is told of where it happens to one parameter among others, and only where there was any."""
+    for other in ([0, 0], [2, 0]):
+        points = (({"a": jnp.array(other, float), "b": jnp.array(b, float)}) for b in (raw, clipped))
+        found = zeroed(Points(*points, None))
+        assert found.dtype == bool and bool(found) == expected
 
 
 def test_sums_are_rescaled_before_they_are_clipped():

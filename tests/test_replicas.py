@@ -10,7 +10,7 @@ import small
 from test_engine import batch_of, changed, pieces
 
 from vgjax import run
-from vgjax.train import initial_state, train_step
+from vgjax.train import evaluate, initial_state, train_step
 
 
 def numbers(batch):
@@ -52,6 +52,21 @@ def test_a_run_of_replicas():
     assert (start == start[:, :1]).all() and not np.allclose(start[0], start[1])
     assert all(len(np.unique(end[s, :, 0])) == 4 for s in range(2))
     assert set(np.unique(np.round(history["validation_accuracy"].values * 4, 5))) <= {0, 1, 2, 3, 4}  # 16 of 20, by 4
+
+
+def test_each_replica_is_validated_on_its_part_of_every_batch():
+    """Of 20 examples two batches of 8 are used, and of each batch a replica has two."""
+    data = small.dataset()
+    program, shared, lane = pieces(changed(replicas=4, batch_size=8))
+    state = initial_state(program, shared, lane)
+    params = reference.as_float64(state.variables["params"])
+    for replica in range(4):
+        found = jax.jit(evaluate, static_argnums=0)(program, shared, lane._replace(replica=replica), state)
+        rows = 2 * replica + np.array([0, 1, 8, 9])
+        examples = data.test_inputs[rows].astype(np.float64), data.test_labels[rows]
+        loss, _, share, _ = reference.loss_and_gradients(params, *examples, activation="tanh")
+        assert float(found["validation_loss"]) == pytest.approx(loss, rel=1e-5)
+        assert float(found["validation_accuracy"]) == share
 
 
 @pytest.mark.parametrize(("batch_size", "last_batch"), [(16, "keep"), (16, "drop"), (14, "keep"), (100, "keep")])

@@ -291,7 +291,7 @@ def test_histogram_is_exact(any_floats):
     "among", ["nothing else", "zeros", "the smallest", "the largest", "−∞", "NaN", "special numbers"]
 )
 def test_histogram_of_many_is_exact(size, among):
-    """Of a number of numbers that is odd: all of like size, or some octaves away, at the end and in between."""
+    """Of an odd number of numbers, and of an even one: all of like size, or some octaves away, there and at the end."""
     rng = np.random.default_rng(7)
     x = np.clip(rng.normal(size=octaves.FEWEST_IN_PAIRS + 1) * size, -3e38, 3e38).astype(np.float32)
     others = {
@@ -306,20 +306,42 @@ def test_histogram_of_many_is_exact(size, among):
     x[rng.integers(0, x.size, 99)] = rng.choice(np.array(others[among], np.float32), 99)
     x[-1] = others[among][-1]
     bits = jax.lax.bitcast_convert_type(jnp.asarray(x.view(np.uint32)), jnp.float32)
-    have = np.asarray(jax.jit(octaves.log2_histogram)(bits))
-    np.testing.assert_array_equal(have, numpy_counts(x))
-    assert have.sum() == x.size
+    for first in (0, 1):
+        have = np.asarray(jax.jit(octaves.log2_histogram)(bits[first:]))
+        np.testing.assert_array_equal(have, numpy_counts(x[first:]))
+        assert have.sum() == x.size - first
+
+
+@pytest.mark.parametrize("size", [1e-30, 1.0, 1e30])
+def test_many_of_like_size_are_counted_in_pairs(size, monkeypatch):
+    """And not once more, one by one, which takes longer and comes to the same."""
+    monkeypatch.setattr(octaves, "_one_by_one", lambda x: jnp.full(octaves.N_BINS, -1))
+    x = (np.random.default_rng(9).normal(size=octaves.FEWEST_IN_PAIRS) * size).astype(np.float32)
+    x[::9] = 0
+    np.testing.assert_array_equal(octaves._by_pairs(jnp.asarray(x)), numpy_counts(x))
 
 
 def test_many_lost_numbers_are_counted():
-    """In layers of which all is lost, and of which the first half is zero and a quarter lost in float16."""
+    """In layers of which all is lost, all zero, and of which half is zero and a quarter lost in float16."""
     some = np.ones((200, 300), np.float32)
     some[:100], some[100:150] = 0, 1e-9
-    layers = {"layer_1": {"kernel": jnp.full((70, 100), 1e-9)}, "layer_2": {"kernel": jnp.asarray(some)}}
-    have = stats.gradient_statistics(layers)
-    assert have["gradient_zero_fraction"].tolist() == [0, 0.5]
-    assert have["gradient_float16_underflow"].tolist() == [1, 0.5]
-    assert have["gradient_bfloat16_underflow"].tolist() == [0, 0]
+    arrays = jnp.full((70, 100), 1e-9), jnp.zeros((1100, 1000)), jnp.asarray(some)
+    have = stats.gradient_statistics({f"layer_{i}": {"kernel": x} for i, x in enumerate(arrays, 1)})
+    assert have["gradient_zero_fraction"].tolist() == [0, 1, 0.5]
+    for kind, lost in (("float16", [1, np.nan, 0.5]), ("bfloat16", [0, np.nan, 0])):
+        np.testing.assert_array_equal(have[f"gradient_{kind}_underflow"], lost)
+
+
+def test_bad_layers_are_told_apart():
+    """Of layers by themselves and in a stack, compiled."""
+    stack = jnp.ones((3, 4, 4))
+    tree = {
+        "layer_1": {"kernel": jnp.ones((4, 4)).at[1, 2].set(jnp.inf)},
+        "layers_2_to_4": {"kernel": stack.at[1, 3, 3].set(jnp.nan)},
+        "layer_5": {"kernel": jnp.ones((4, 2))},
+    }
+    found = jax.jit(lambda tree: stats.any_bad(weight_groups(tree)))(tree)
+    assert found.tolist() == [True, False, True, False, False]
 
 
 @pytest.mark.parametrize("kind", ["bfloat16", "float16"])

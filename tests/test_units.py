@@ -60,6 +60,38 @@ def test_activations_deltas_noise_and_decay(size, masked):
         np.testing.assert_allclose(found[name], values, rtol=2e-5, atol=0, err_msg=name)
 
 
+def test_layers_of_a_stack_are_as_layers_by_themselves():
+    """A stack has its layers first, [layers, B, units]: the same numbers, and no layer another's."""
+    rng = np.random.default_rng(6)
+    x, slopes, deltas = (
+        jnp.asarray(rng.normal(size=(3, 6, 4)) * [[[1]], [[1e9]], [[1e-9]]], jnp.float32) for _ in "xsd"
+    )
+    kernels = jnp.asarray(rng.normal(size=(3, 4, 4)), jnp.float32)
+    mask = jnp.arange(6) < 5
+
+    def of(arrays, params):
+        h, s, d = (groups(a) for a in arrays)
+        found = units.activation_statistics(h, s, [1.0] * len(h), mask) | units.delta_statistics(d, mask)
+        return found | units.noise_statistics(params, h, d, mask) | units.decay_statistics(params, s, d, mask)
+
+    alone = [{f"layer_{i}": a[i] for i in range(3)} for a in (x, slopes, deltas)]
+    stacked = [{"layers_0_to_2": a} for a in (x, slopes, deltas)]
+    expected = of(alone, {f"layer_{i}": {"kernel": k} for i, k in enumerate(kernels)})
+    for name, values in of(stacked, {"layers_0_to_2": {"kernel": kernels}}).items():
+        np.testing.assert_allclose(values, expected[name], rtol=1e-6, atol=0, err_msg=name)
+
+
+def test_noise_of_equal_examples_and_of_one():
+    """Equal examples have none, up to rounding of either sign; of one example nobody knows."""
+    rng = np.random.default_rng(7)
+    for _ in range(40):
+        x, d = rng.normal(size=(1, 5)).astype(np.float32), rng.normal(size=(1, 4)).astype(np.float32)
+        for n in (1, 6):
+            layers = groups({"layer_1": jnp.tile(x, (n, 1))}), groups({"layer_1": jnp.tile(d / n, (n, 1))})
+            (ratio,) = units.noise_statistics(tree_of(x.T @ d), *layers)["gradient_signal_to_noise"]
+            assert ratio > 1e5 if n > 1 else np.isnan(ratio)
+
+
 def test_decay_through_three_layers():
     """Every layer over the one above it, with that one's weights and its own slopes."""
     rng = np.random.default_rng(8)
