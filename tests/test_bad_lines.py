@@ -37,7 +37,7 @@ OPTIONS = {  # of `vgjax train`: one of each kind → values that are right, and
     "--cadence": (["every(3)", "log"], ["every(0)", "at()", "at(-1)", "log(9999)", "every(1.5)", "never", "at(1, 2"]),
     "--hidden": (["3", "3 4", ""], ["0", "x", "3 x", "1.5", "3,4", "-3", "3 0"]),
     "--record": (["norms", "all", "norms decay", ""], ["nrms", "norms x", "norms,decay", "''"]),
-    "--record-layers": (["*", "layer_1"], ["layer_9", "[", "x"]),
+    "--record-layers": (["*", "layer_1"], ["layer_9", "[", "x", ""]),
 }  # fmt: skip
 IN_TRAINING = {
     "--seeds": ["0", "-1", "x", "1.5", "4294967296", "2000000", "", ",", "9" * 5000],

@@ -58,10 +58,29 @@ def test_several_epochs_a_chunk():
     ("cadence", "per_epoch", "total", "message"),
     [
         ("at(9)", 3, 9, r"cadence 'at\(9\)' names no step of this run; allowed: 0 to 8"),
-        (lambda per_epoch, total: [0, total], 3, 9, "names no step of this run; allowed: 0 to 8"),
-        (lambda per_epoch, total: [-1, 0], 3, 9, "names no step of this run; allowed: 0 to 8"),
+        (lambda per_epoch, total: [0, total], 3, 9, "names steps outside this run; allowed: 0 to 8"),
+        (lambda per_epoch, total: [-1, 0], 3, 9, "names steps outside this run; allowed: 0 to 8"),
         ("at(0)", 2**31, 2**31, "steps 2147483648 of 2147483648 an epoch are not allowed; allowed: at most 2147483647"),
         ("at(0)", 1, 10_000_001, "steps 10000001 of 1 an epoch are not allowed; .* in 10000000 epochs"),
+        (
+            lambda per_epoch, total: [0, 5, 3],
+            3,
+            9,
+            "cannot be used: it gives .0, 5, 3.; allowed: ascending steps, each once",
+        ),
+        (
+            lambda per_epoch, total: [0, 5, 5],
+            3,
+            9,
+            "cannot be used: it gives .0, 5, 5.; allowed: ascending steps, each once",
+        ),
+        (
+            lambda per_epoch, total: [0, 5.5],
+            3,
+            9,
+            "cannot be used: it gives .0, 5.5.; allowed: a list of whole numbers",
+        ),
+        (lambda per_epoch, total: {}["x"], 3, 9, "cannot be used: 'x'"),
     ],
 )
 def test_refused_plans(cadence, per_epoch, total, message):

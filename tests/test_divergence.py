@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 
+import jax
+import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 import small
 import xarray as xr
@@ -118,6 +121,45 @@ def test_backward_overflow_is_told_apart():
     assert np.isfinite(found["train_loss"]).all()
     where = [found[f"first_bad_{what}"].item() for what in ("step", "layer", "in")]
     assert where == [0, "layer_1", "backward"]
+
+
+@pytest.mark.parametrize(
+    ("module", "leaf", "layer"),
+    [
+        ("layer_2", "bias", "layer_2"),
+        ("norm_3", "scale", "layer_3"),
+        ("alpha_2", "alpha_2", "layer_2"),
+    ],
+)
+def test_what_is_no_weight_can_leave_the_finite_numbers_too(module, leaf, layer):
+    """An update that makes one bias, scale or gain infinite, in the last step of a run whose losses are finite."""
+
+    def spoil(learning_rate):
+        def update(gradients, params):
+            def is_meant(path):
+                names = [part.key for part in path]
+                return names[0] == module and leaf in names
+
+            return jax.tree_util.tree_map_with_path(
+                lambda path, g: jnp.where(is_meant(path), jnp.inf, 0 * g), gradients
+            )
+
+        return optax.stateless(update)
+
+    branch = "rezero" if module.startswith("alpha") else "plain"
+    config = dataclasses.replace(LINEAR, norm="layer", branch=branch, optimizer=spoil, steps=1)
+    found = run(config, Hypers(learning_rate=1.0), dataset=small.dataset()).history
+    assert np.isfinite(found["loss"].values[0, 0])
+    where = [found[f"first_bad_{what}"].item() for what in ("step", "layer", "in")]
+    assert where == [0, layer, "update"]
+
+
+def test_what_is_bad_in_a_stack_is_its_own_layers():
+    """And what comes before the first layer is the first layer's."""
+    one = {"bias": jnp.zeros(3), "kernel": jnp.ones((4, 3))}
+    stack = {"layer": jax.tree.map(lambda x: jnp.stack([x] * 3), one), "alpha": jnp.zeros(3).at[2].set(jnp.nan)}
+    tree = {"norm_0": {"scale": jnp.full(4, jnp.inf)}, "layer_1": one, "layers_2_to_4": stack, "layer_5": one}
+    assert divergence._bad_modules(tree).tolist() == [True, False, False, True, False]
 
 
 @pytest.mark.parametrize("learning_rate", [0.1, 1e30])

@@ -321,6 +321,34 @@ def test_many_of_like_size_are_counted_in_pairs(size, monkeypatch):
     np.testing.assert_array_equal(octaves._by_pairs(jnp.asarray(x)), numpy_counts(x))
 
 
+def test_histograms_with_64_bits():
+    """Of few and of many numbers, counts are int32."""
+    with jax.enable_x64(True):
+        for n in (1600, octaves.FEWEST_IN_PAIRS + 1):
+            x = jnp.ones(n, jnp.float32)
+            for counts in (octaves.log2_histogram(x), jax.jit(octaves.log2_histogram)(x)):
+                assert counts.dtype == jnp.int32 and counts[octaves.log2_bin(x[0])] == n
+
+
+@pytest.mark.parametrize("size", [1e-30, 1.0, 3e37])
+@pytest.mark.parametrize("ratio", [-0.125, 1e-6])
+def test_update_ratio_where_norms_overflow(size, ratio):
+    """The norm of 1600 weights of 3·10³⁷ is no float32 number, and that of their update need not be one either."""
+    weights = {"a": {"w": jnp.full((40, 40), size)}}
+    updates = jax.tree.map(lambda w: w * ratio, weights)
+    found = stats.weight_statistics(weights, updates)
+    assert float(found["update_ratio"][0]) == pytest.approx(abs(ratio), rel=1e-6)
+    assert np.isinf(found["weight_norm"][0]) == (size == 3e37)
+
+
+def test_cosines_end_at_1():
+    """Rounding of three sums would go beyond, where arccos has no value."""
+    for seed in range(30):
+        g = {"a": {"w": jnp.asarray(np.random.default_rng(seed).normal(size=(3, 3)), jnp.float32)}}
+        found = stats.point_statistics(g, g, jax.tree.map(lambda x: -0.1 * x, g))
+        assert float(found["update_cosine"][0]) <= 1 and float(found["update_cosine"][0]) == pytest.approx(1, rel=1e-6)
+
+
 def test_many_lost_numbers_are_counted():
     """In layers of which all is lost, all zero, and of which half is zero and a quarter lost in float16."""
     some = np.ones((200, 300), np.float32)

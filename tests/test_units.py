@@ -92,6 +92,16 @@ def test_noise_of_equal_examples_and_of_one():
             assert ratio > 1e5 if n > 1 else np.isnan(ratio)
 
 
+def test_noise_of_gradients_below_float32_is_not_told():
+    """Inputs and δ are numbers, and their products are zeros: as with noise alone."""
+    x, d = np.random.default_rng(9).normal(size=(2, 6, 4)).astype(np.float32)
+    for size, is_told in ((1e-15, True), (1e-20, False)):
+        layers = groups({"layer_1": jnp.asarray(x * size)}), groups({"layer_1": jnp.asarray(d * size)})
+        gradient = ((x.T.astype(float) * size) @ (d * size)).astype(np.float32)
+        (ratio,) = units.noise_statistics(tree_of(gradient), *layers)["gradient_signal_to_noise"]
+        assert np.isfinite(ratio) == is_told
+
+
 def test_decay_through_three_layers():
     """Every layer over the one above it, with that one's weights and its own slopes."""
     rng = np.random.default_rng(8)

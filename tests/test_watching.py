@@ -197,12 +197,25 @@ def test_missing_params():
     [
         (lambda: vgjax.watch(optax.sgd(0.1), record="norm"), "unknown family 'norm' in record; did you mean 'norms'"),
         (lambda: vgjax.watch(optax.sgd(0.1), record=("norms", "activations")), "unknown family 'activations' in rec"),
-        (lambda: vgjax.watch(optax.sgd(0.1), every=0), r"every\(0\) is not allowed; allowed: whole numbers from 1"),
+        (
+            lambda: vgjax.watch(optax.sgd(0.1), every=0),
+            "every=0 is not allowed; allowed: whole numbers from 1 to 2147483647",
+        ),
         (lambda: vgjax.watch(optax.sgd(0.1)).init({"bias": jnp.zeros(3)}), "no layers to watch"),
         (
             lambda: vgjax.watch(optax.sgd(0.1), stacked="bloks").init({"blocks": {"up": jnp.zeros((3, 4, 4))}}),
             "stacked 'bloks' fits no layer; did you mean 'blocks'",
         ),
+        (lambda: vgjax.watch(optax.sgd(0.1), every=10**10), "every=10000000000 is not allowed"),
+        (lambda: vgjax.watch(optax.sgd(0.1), record=None), "record=None, stacked='' are not allowed"),
+        (lambda: vgjax.watch(optax.sgd(0.1), stacked=["a"]), "stacked=.'a'. are not allowed; allowed: names, and one"),
+        (lambda: vgjax.watch(optax.adam), "cannot be watched; allowed: an Optax transformation, as optax.adam"),
+        (lambda: vgjax.watch(optax.sgd(0.1), 10), "10 cannot be watched; allowed: an Optax transformation"),
+        (
+            lambda: after(watched_norms(), 1, give=lambda step: PARAMETERS | {"dense_1": None}),
+            "gradients and parameters have",
+        ),
+        (lambda: watched_norms().update([], watched_norms().init(PARAMETERS)), "0 layers are not allowed; allowed: 3"),
         (lambda: vgjax.watched(optax.sgd(0.1).init(PARAMETERS)), "0 watched optimizers in this state"),
         (lambda: vgjax.watched([vgjax.watch(optax.sgd(0.1)).init(PARAMETERS)] * 2), "2 watched optimizers"),
     ],
@@ -281,6 +294,37 @@ def test_scalars_and_histograms_go_to_a_writer(tmp_path):
     assert back[:, 2].sum() == 16
 
 
+def watched_norms():
+    return vgjax.watch(optax.sgd(0.1), every=np.int64(2))
+
+
+def test_one_array_alone():
+    """Softmax regression has one weight matrix and no name for it."""
+    weights = jnp.ones((3, 2))
+    state = after(vgjax.watch(optax.sgd(0.1)), 1, weights, lambda step: weights)
+    assert vgjax.scalars(state)["gradient/norm/weights"] == pytest.approx(np.sqrt(6))
+
+
+@pytest.mark.parametrize("wrap", ["lookahead", "sam"])
+def test_wrappers_that_add_up_old_and_new_states(wrap):
+    """What is nothing before the first update is 0 in the state, and NaN to who reads it."""
+    inside = vgjax.watch(optax.sgd(0.1), record=("norms", "points"))
+    if wrap == "sam":
+        tx = optax.contrib.sam(inside, optax.chain(optax.contrib.normalize(), optax.sgd(0.05)))
+    else:
+        tx = optax.lookahead(inside, sync_period=4, slow_step_size=0.5, reset_state=True)
+    params = optax.LookaheadParams.init_synced(PARAMETERS) if wrap == "lookahead" else PARAMETERS
+    state = tx.init(params)
+    assert all(np.isnan(values).all() for values in vgjax.watched(state).statistics.values())
+    for step in range(2):
+        updates, state = tx.update(gradients(step), state, params)
+        params = optax.apply_updates(params, updates)
+    found = vgjax.watched(state).statistics
+    expected = [np.linalg.norm(layer["kernel"]) for layer in gradients(1).values()]
+    np.testing.assert_allclose(found["gradient_norm"], expected, rtol=1e-5)
+    np.testing.assert_allclose(found["update_cosine"], 1, rtol=1e-6)
+
+
 def test_weights_of_other_libraries():
     """What is a weight and what it is called: boxes, biases of two dimensions, keys, numbers, functions."""
 
@@ -299,6 +343,17 @@ def test_weights_of_other_libraries():
         "b/query",
         "b/value",
     ]
+
+    assert names({"net": {"head": {"value": jnp.zeros((2, 2))}, "trunk": {"kernel": jnp.zeros((2, 2))}}}) == [
+        "net/head",
+        "net/trunk",
+    ]
+    assert names({"a": jnp.zeros((0, 3)), "b²": jnp.zeros((2, 3))}) == ["b²"]
+    with pytest.raises(ValueError, match="two layers are called 'a/b'"):
+        names({"a/b": {"w": jnp.zeros((2, 2))}, "a": {"b": {"w": jnp.zeros((2, 2))}}})
+    stacks = {"blocks": {"d": {"kernel": jnp.zeros((2, 4, 4)), "bias": jnp.zeros((2, 4))}}}
+    for pattern in ("blocks", "blocks/d", "blocks/d/kernel", "*/kernel", "block?"):
+        assert names(stacks, stacked=pattern) == ["blocks/d[0]", "blocks/d[1]"]
 
     class Three(eqx.Module):
         query: jax.Array

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+import reprlib
 from collections.abc import Callable
 
 from vgjax.names import Entry, resolve
@@ -75,9 +77,15 @@ def steps_of(named: str | Cadence, per_epoch: int, total: int) -> list[int]:
       per_epoch, total: steps of an epoch and of the run.
 
     Raises:
-      ValueError: no such cadence, or arguments that it does not take.
+      ValueError: no such cadence, arguments that it does not take, or a function that gives anything but ascending
+        whole numbers.
     """
-    return resolve("cadence", CADENCES, named)(per_epoch, total)
+    steps = resolve("cadence", CADENCES, named)(per_epoch, total)
+    if not isinstance(steps, list) or any(type(step) is not int for step in steps):
+        raise ValueError(f"it gives {reprlib.repr(steps)}; allowed: a list of whole numbers")
+    if any(step >= after for step, after in itertools.pairwise(steps)):
+        raise ValueError(f"it gives {reprlib.repr(steps)}; allowed: ascending steps, each once")
+    return steps
 
 
 def _with_last(steps: range | set[int], total: int) -> list[int]:

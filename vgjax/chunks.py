@@ -12,6 +12,7 @@ from typing import NamedTuple
 
 from vgjax import batches
 from vgjax.cadence import steps_of
+from vgjax.checks import attempt
 from vgjax.config import LARGEST, Config
 from vgjax.dataset import Dataset
 from vgjax.names import text_of
@@ -73,16 +74,16 @@ def plan(config: Config, steps_per_epoch: int, total_steps: int, epochs: int = 1
       epochs: of a chunk.
 
     Raises:
-      ValueError: the cadence names no step of the run, or there are more steps than an int32 can count.
+      ValueError: the cadence names no step of the run, or one outside it, or cannot be used; or there are more steps
+        than an int32 can count.
     """
     if total_steps > LARGEST or total_steps > MOST_EPOCHS * steps_per_epoch:
         allowed = f"at most {LARGEST} steps, in {MOST_EPOCHS} epochs"
         raise ValueError(f"steps {total_steps} of {steps_per_epoch} an epoch are not allowed; allowed: {allowed}")
-    recorded = steps_of(config.cadence, steps_per_epoch, total_steps)
+    recorded = attempt("cadence", config.cadence, lambda: steps_of(config.cadence, steps_per_epoch, total_steps))
     if not recorded or not 0 <= recorded[0] <= recorded[-1] < total_steps:
-        raise ValueError(
-            f"cadence {text_of(config.cadence)!r} names no step of this run; allowed: 0 to {total_steps - 1}"
-        )
+        what = "names steps outside" if recorded else "names no step of"
+        raise ValueError(f"cadence {text_of(config.cadence)!r} {what} this run; allowed: 0 to {total_steps - 1}")
 
     def chunk(start: int) -> Chunk:
         ends = range(start + steps_per_epoch, start + (epochs + 1) * steps_per_epoch, steps_per_epoch)

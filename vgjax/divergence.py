@@ -15,7 +15,7 @@ import numpy as np
 
 from vgjax import parallel, stats
 from vgjax.families import View
-from vgjax.layers import groups, weight_groups
+from vgjax.layers import group, groups
 from vgjax.train import Lane, Program, Shared, State, orders_of, stepper
 
 NOWHERE: dict[str, Any] = {"first_bad_step": -1, "first_bad_layer": "", "first_bad_in": ""}
@@ -23,7 +23,7 @@ PLACES = ("forward", "backward", "update")
 
 
 def first_bad(program: Program, shared: Shared, lane_and_state: tuple[Lane, State]) -> tuple[jax.Array, jax.Array]:
-    """The first step of a chunk in which a pre-activation, the loss, a weight gradient or a new weight is not finite.
+    """The first step of a chunk in which a pre-activation, the loss, a gradient or a new parameter is not finite.
 
     A loss that is not finite where all pre-activations are counts as the last layer's.
 
@@ -68,7 +68,14 @@ def first_bad(program: Program, shared: Shared, lane_and_state: tuple[Lane, Stat
 def _bad_layers(program: Program, loss: jax.Array, view: View, new_params: Any) -> jax.Array:
     z = stats.any_bad(groups(view.seen.pre_activations))
     anywhere = (parallel.total(program.where, z.astype(jnp.int32)) > 0).at[-1].max(~jnp.isfinite(loss))
-    return jnp.stack([anywhere, *(stats.any_bad(weight_groups(tree)) for tree in (view.gradients, new_params))])
+    return jnp.stack([anywhere, _bad_modules(view.gradients), _bad_modules(new_params)])
+
+
+def _bad_modules(params: Any) -> jax.Array:
+    """Which layers' weights, biases, norms or gains are not finite, bool [layers]."""
+    parts = [group(name, leaf) for name, module in params.items() for leaf in jax.tree.leaves(module)]
+    rows = [max(1, int(name.rpartition("_")[2])) - 1 for part in parts for name in part.names]  # norm_0 is layer_1's
+    return jnp.zeros(max(rows) + 1, bool).at[np.array(rows)].max(stats.any_bad(parts))
 
 
 def describe(step: int, bad: np.ndarray, layers: Sequence[str]) -> dict[str, Any]:

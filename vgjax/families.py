@@ -171,8 +171,10 @@ def kept(config: Config, names: Sequence[str]) -> list[int]:
     """Which of the layers are recorded.
 
     Raises:
-      ValueError: a pattern fits no layer.
+      ValueError: there is no pattern, or one that fits no layer.
     """
+    if not config.record_layers:
+        raise ValueError("record_layers is empty; allowed: names or patterns of layers, as layer_1 or *")
     for pattern in config.record_layers:
         if not any(fnmatchcase(name, pattern) for name in names):
             raise ValueError(f"record_layers {pattern!r} fits no layer; {nearest(pattern, names)}")

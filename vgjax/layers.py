@@ -20,6 +20,8 @@ import jax.numpy as jnp
 from vgjax.names import nearest
 
 OWN_STACK = re.compile(r"layers_(\d+)_to_(\d+)(/.*)?")
+# What Flax puts around an array (nnx.Param, nn.Partitioned), which is no name where nothing else is in it.
+BOX = (jax.tree_util.GetAttrKey("value"),)
 
 
 @partial(jax.tree_util.register_dataclass, data_fields=["values"], meta_fields=["names", "is_stack"])
@@ -41,43 +43,50 @@ def weight_groups(tree: Any, stacked: str = "") -> list[Group]:
     """The weights of a parameter-shaped pytree, in natural order of their layers' names (layer_2 before layer_10).
 
     A layer is called by the path of the module that holds its weight; by the weight's own path where the module holds
-    several.
+    several. A lone array is called `weights`.
 
     Args:
       tree: parameters, gradients or updates of any library; floating leaves of two and more dimensions are weights,
-        unless they are called `bias`.
+        unless they are called `bias`; empty ones are none.
       stacked: a path or glob pattern (`blocks`, `*/blocks`) below which all leaves are stacks; their layers are called
         `blocks/dense[3]`. This package's own stacks are known without it.
 
     Raises:
-      ValueError: there are weights, and `stacked` fits the path of none.
+      ValueError: there are weights, and `stacked` fits the path of none; two layers have one name.
     """
     leaves = jax.tree_util.tree_leaves_with_path(tree)
-    # A lone `value` is no name but the box that Flax puts around an array: nnx.Param, nn.Partitioned.
     inside = Counter(path[:-1] for path, _ in leaves)
-    bare = [(path[:-1] if _text(path[-1:]) == "value" and inside[path[:-1]] == 1 else path, x) for path, x in leaves]
+    bare = [(path[:-1] if path[-1:] == BOX and inside[path[:-1]] == 1 else path, leaf) for path, leaf in leaves]
     weights = [(path, leaf) for path, leaf in bare if is_weight(path, leaf, stacked)]
-    shared = Counter(path[:-1] for path, _ in weights)
-    named = {_text(path[:-1] if shared[path[:-1]] == 1 and path[:-1] else path): leaf for path, leaf in weights}
     if stacked and bare and not any(_is_stack(_text(path), stacked) for path, _ in bare):
         modules = {_text(path[:n]) for path, _ in weights for n in range(1, len(path))}
         raise ValueError(f"stacked {stacked!r} fits no layer; {nearest(stacked, sorted(modules))}")
-    return groups(named, stacked)
+    shared = Counter(path[:-1] for path, _ in weights)
+    found: dict[str, Group] = {}
+    for path, leaf in weights:
+        name = _text(path[:-1] if shared[path[:-1]] == 1 and path[:-1] else path) or "weights"
+        if name in found:
+            raise ValueError(f"two layers are called {name!r}; allowed: paths that differ when written with slashes")
+        found[name] = _group(name, leaf, _is_stack(_text(path), stacked))
+    return sorted(found.values(), key=_order)
 
 
-def groups(arrays: Mapping[str, jax.Array], stacked: str = "") -> list[Group]:
-    """Arrays by path, a layer or a stack each, as groups in natural order."""
-    found = [group(path, array, stacked) for path, array in arrays.items()]
-    return sorted(found, key=lambda one: _natural(one.names[0]))
+def groups(arrays: Mapping[str, jax.Array]) -> list[Group]:
+    """Arrays by the names of this package's own layers and stacks, as groups in natural order."""
+    return sorted((group(name, array) for name, array in arrays.items()), key=_order)
 
 
-def group(path: str, array: jax.Array, stacked: str = "") -> Group:
-    """One array by its path: a layer, or the layers of a stack."""
-    if own := OWN_STACK.fullmatch(path):
+def group(name: str, array: jax.Array) -> Group:
+    """One array by the name of one of this package's own layers or stacks."""
+    return _group(name, array, False)
+
+
+def _group(name: str, array: jax.Array, is_stack: bool) -> Group:
+    if own := OWN_STACK.fullmatch(name):
         return Group(tuple(f"layer_{i}" for i in range(int(own[1]), int(own[2]) + 1)), array, True)
-    if _is_stack(path, stacked):
-        return Group(tuple(f"{path}[{i}]" for i in range(array.shape[0])), array, True)
-    return Group((path,), array, False)
+    if is_stack:
+        return Group(tuple(f"{name}[{i}]" for i in range(array.shape[0])), array, True)
+    return Group((name,), array, False)
 
 
 def unstacked(modules: dict[str, Any]) -> dict[str, Any]:
@@ -98,7 +107,7 @@ def is_weight(path: tuple[Any, ...], leaf: Any, stacked: str = "") -> bool:
     """Whether a leaf is a weight matrix or kernel: two dimensions or more, not counting a stack's, and no bias."""
     if not jnp.issubdtype(getattr(leaf, "dtype", bool), jnp.floating) or _text(path[-1:]) == "bias":
         return False
-    return leaf.ndim >= 2 + _is_stack(_text(path), stacked)
+    return leaf.ndim >= 2 + _is_stack(_text(path), stacked) and leaf.size > 0
 
 
 def _is_stack(path: str, stacked: str) -> bool:
@@ -111,5 +120,5 @@ def _text(path: tuple[Any, ...]) -> str:
     return jax.tree_util.keystr(path, simple=True, separator="/")
 
 
-def _natural(name: str) -> list[Any]:
-    return [int(part) if part.isdigit() else part for part in re.split(r"(\d+)", name)]
+def _order(one: Group) -> list[Any]:
+    return [int(part) if part.isdecimal() else part for part in re.split(r"(\d+)", one.names[0])]

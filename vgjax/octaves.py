@@ -142,7 +142,7 @@ def _by_pairs(x: jax.Array) -> jax.Array:
     keys = _keys(x, lowest)
     pairs = 2 * KEYS * keys[:half] + keys[half : 2 * half]
     table = jnp.zeros((2 * KEYS) ** 2, jnp.int32).at[pairs].add(1, mode="promise_in_bounds").reshape(2 * KEYS, -1)
-    counts = table.sum(0) + table.sum(1)
+    counts = table.sum(0, dtype=jnp.int32) + table.sum(1, dtype=jnp.int32)  # of itself wider, with JAX_ENABLE_X64
     if x.size % 2:
         counts = counts.at[keys[-1]].add(1)
     is_inside = counts[KEYS - 1] + counts[-1] == 0

@@ -89,7 +89,8 @@ def noise_statistics(
       stacked: paths of stacked layers.
 
     Returns:
-      {"gradient_signal_to_noise": [layers]}; NaN for a batch of one and where neither is any, Inf without noise.
+      {"gradient_signal_to_noise": [layers]}; NaN for a batch of one, where neither is any, and where the products x_b δ_bᵀ
+      are too small for float32; Inf without noise.
     """  # noqa: E501
     x, d = _side_by_side(inputs), _side_by_side(deltas)
     (power_x, unit_x), (power_d, unit_d) = _scaled(x), _scaled(d)
@@ -97,7 +98,8 @@ def noise_statistics(
     signal = jnp.square(weight_norms(gradients, stacked) / power_d / power_x)
     count = _examples(d, mask)
     noise = jnp.maximum(count * squares - signal, 0) / (count - 1)  # equal examples: rounding's sign is any
-    return {"gradient_signal_to_noise": jnp.where(count > 1, signal / noise, jnp.nan)}
+    is_told = (count > 1) & (power_d * power_x >= np.finfo(np.float32).smallest_normal)
+    return {"gradient_signal_to_noise": jnp.where(is_told, signal / noise, jnp.nan)}
 
 
 def decay_statistics(

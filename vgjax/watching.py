@@ -7,6 +7,8 @@ the step, so that only every k-th one is measured.
 
 from __future__ import annotations
 
+import operator
+import reprlib
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -15,7 +17,8 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from vgjax import cadence, octaves
+from vgjax import octaves
+from vgjax.config import LARGEST
 from vgjax.families import FAMILIES, View, chosen
 from vgjax.layers import weight_groups
 from vgjax.optim import Points
@@ -33,7 +36,8 @@ class WatchState(NamedTuple):
     optimizer: optax.OptState
     done: jax.Array  # how many updates
     step: jax.Array  # the update that was measured last, counted from 0; −1 before the first
-    record: Statistics  # what was measured, each [layers, …]; before the first update NaN, and counts of 0
+    record: Statistics  # what was measured, each [layers, …]; before the first update 0: NaN would stay where an
+    # optimizer around this one, such as lookahead, adds up old and new states
     layers: jax.Array  # their names in UTF-8, a line each, uint8: an array goes wherever a state can go
 
 
@@ -69,17 +73,22 @@ def watch(
       An Optax transformation. Read its state with `watched`, `scalars`, `histograms`.
 
     Raises:
-      ValueError: no such family; `every` is no whole number from 1; at init: no weights, or `stacked` fits none;
-        at update: a family that needs the parameters, and none were given.
+      ValueError: what is watched is no Optax transformation; no such family; `every` is no whole number from 1; at
+        init: no weights, or `stacked` fits none; at update: a family that needs the parameters, and none were given,
+        or gradients of other layers.
     """
-    cadence.every(every)  # says what is wrong with it
-    families = chosen((record,) if isinstance(record, str) else record, FROM_OUTSIDE)
+    _check_transformations(optimizer, clip)
+    every = _whole(every)
+    record = (record,) if isinstance(record, str) else record
+    if not isinstance(record, Sequence) or not isinstance(stacked, str):
+        raise ValueError(f"record={record!r}, stacked={stacked!r} are not allowed; allowed: names, and one text")
+    families = chosen(record, FROM_OUTSIDE)
     names = [name for family in families for name in FAMILIES[family].gives if clip or not name.startswith("clipped_")]
     first = optax.with_extra_args_support(clip or optax.identity())
     then = optax.with_extra_args_support(optimizer)
 
     def init(params: optax.Params) -> WatchState:
-        layers = [name for group in weight_groups(params, stacked) for name in group.names]
+        layers = _names(params, stacked)
         if not layers and jax.tree.leaves(params):  # `optax.tree.map_params` comes with an empty tree
             raise ValueError("no layers to watch: no parameter has floating numbers in two or more dimensions")
         nothing = {name: _nothing(name, len(layers)) for name in names}
@@ -92,6 +101,8 @@ def watch(
     ) -> tuple[optax.Updates, WatchState]:
         if params is None and (needing := _NEED_PARAMS.intersection(families)):
             raise ValueError(f"{', '.join(sorted(needing))} need the parameters: update(gradients, state, params)")
+
+        _check_layers(_names(gradients, stacked), None if params is None else _names(params, stacked), state)
 
         def moved() -> tuple[Points, optax.OptState, optax.OptState]:
             clipped, clip_state = first.update(gradients, state.clip, params, **extra)
@@ -137,6 +148,8 @@ def watched(opt_state: optax.OptState) -> Watched:
     step, text = _array(state.step), _array(state.layers)
     layers = bytes(text.reshape(-1, text.shape[-1])[0]).decode().split("\n")
     statistics = {name: _array(values) for name, values in state.record.items()}
+    if (step < 0).all():
+        statistics = {n: np.full_like(x, np.nan) if x.dtype.kind == "f" else x for n, x in statistics.items()}
     return Watched(step if step.ndim else int(step), tuple(layers), statistics)
 
 
@@ -192,11 +205,38 @@ def _tag(name: str, layer: str) -> str:
     return f"{name.replace('_', '/', 1)}/{layer}"
 
 
+def _check_transformations(*given: Any) -> None:
+    for tx in given:
+        if tx is not None and not (hasattr(tx, "init") and hasattr(tx, "update")):
+            what = f"{reprlib.repr(tx)} cannot be watched"
+            raise ValueError(f"{what}; allowed: an Optax transformation, as optax.adam(1e-3)")
+
+
+def _whole(every: Any) -> int:
+    if not hasattr(every, "__index__") or isinstance(every, bool) or not 1 <= every <= LARGEST:
+        raise ValueError(f"every={every!r} is not allowed; allowed: whole numbers from 1 to {LARGEST}")
+    return operator.index(every)
+
+
+def _check_layers(given: list[str], of_params: list[str] | None, state: WatchState) -> None:
+    """Rows of a record go by the names that the layers had at init."""
+    if of_params is not None and given != of_params:
+        others = ", ".join(sorted({*given} ^ {*of_params}))
+        raise ValueError(f"not both gradients and parameters have {others}; allowed: the same layers")
+    n_layers = len(next(iter(state.record.values())))
+    if len(given) != n_layers:
+        raise ValueError(f"gradients of {len(given)} layers are not allowed; allowed: {n_layers}, as at init")
+
+
+def _names(tree: Any, stacked: str) -> list[str]:
+    return [name for group in weight_groups(tree, stacked) for name in group.names]
+
+
 def _nothing(name: str, layers: int) -> jax.Array:
     """What stands in the state before anything was measured."""
     if name.endswith("_histogram"):
         return jnp.zeros((layers, octaves.N_BINS), jnp.int32)
-    return jnp.full(layers, jnp.nan, jnp.float32)
+    return jnp.zeros(layers, jnp.float32)
 
 
 def _array(leaf: Any) -> np.ndarray:
