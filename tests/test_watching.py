@@ -298,6 +298,12 @@ def watched_norms():
     return vgjax.watch(optax.sgd(0.1), every=np.int64(2))
 
 
+def test_nothing_is_recorded():
+    """Of no family at all: the optimizer itself, and the number of the step."""
+    state = after(vgjax.watch(optax.sgd(0.1), record=()), 2)
+    assert vgjax.scalars(state) == {} and vgjax.watched(state).step == 1
+
+
 def test_one_array_alone():
     """Softmax regression has one weight matrix and no name for it."""
     weights = jnp.ones((3, 2))

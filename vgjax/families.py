@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import Any, NamedTuple
@@ -155,7 +155,7 @@ FAMILIES: dict[str, Family] = {
 }
 
 
-def chosen(record: Sequence[str], allowed: Sequence[str] = tuple(FAMILIES)) -> list[str]:
+def chosen(record: Collection[str], allowed: Sequence[str] = tuple(FAMILIES)) -> list[str]:
     """The families that are asked for, `all` written out.
 
     Raises:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import operator
 import reprlib
-from collections.abc import Sequence
+from collections.abc import Collection
 from typing import Any, NamedTuple
 
 import jax
@@ -54,7 +54,7 @@ def watch(
     clip: optax.GradientTransformation | None = None,
     *,
     every: int = 1,
-    record: str | Sequence[str] = "norms",
+    record: str | Collection[str] = "norms",
     stacked: str = "",
 ) -> optax.GradientTransformationExtraArgs:
     """The same optimizer, keeping statistics of every layer in its state: g → clip → c → optimizer → ΔW.
@@ -80,7 +80,7 @@ def watch(
     _check_transformations(optimizer, clip)
     every = _whole(every)
     record = (record,) if isinstance(record, str) else record
-    if not isinstance(record, Sequence) or not isinstance(stacked, str):
+    if not isinstance(record, Collection) or not isinstance(stacked, str):
         raise ValueError(f"record={record!r}, stacked={stacked!r} are not allowed; allowed: names, and one text")
     families = chosen(record, FROM_OUTSIDE)
     names = [name for family in families for name in FAMILIES[family].gives if clip or not name.startswith("clipped_")]
@@ -223,9 +223,9 @@ def _check_layers(given: list[str], of_params: list[str] | None, state: WatchSta
     if of_params is not None and given != of_params:
         others = ", ".join(sorted({*given} ^ {*of_params}))
         raise ValueError(f"not both gradients and parameters have {others}; allowed: the same layers")
-    n_layers = len(next(iter(state.record.values())))
-    if len(given) != n_layers:
-        raise ValueError(f"gradients of {len(given)} layers are not allowed; allowed: {n_layers}, as at init")
+    for rows in state.record.values():
+        if len(rows) != len(given):
+            raise ValueError(f"gradients of {len(given)} layers are not allowed; allowed: {len(rows)}, as at init")
 
 
 def _names(tree: Any, stacked: str) -> list[str]:
