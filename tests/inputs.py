@@ -163,7 +163,11 @@ def is_allowed(field: str, value: Any) -> bool:
     if field == "record":
         return isinstance(value, list) and all(isinstance(one, str) and one in [*FAMILIES, "all"] for one in value)
     if field == "record_layers":
-        return isinstance(value, list) and all(one in ("*", "layer_*", "layer_1", "layer_2") for one in value)
+        return (
+            isinstance(value, list)
+            and value != []
+            and all(one in ("*", "layer_*", "layer_1", "layer_2") for one in value)
+        )
     return isinstance(value, str)  # the data set, which is looked up where data are needed
 
 
@@ -190,7 +194,7 @@ def right_values(field: str) -> st.SearchStrategy[Any]:
     if field == "record":
         return st.lists(st.sampled_from([*FAMILIES, "all"]), max_size=4)
     if field == "record_layers":
-        return st.lists(st.sampled_from(["*", "layer_*", "layer_1", "layer_[1-3]"]), max_size=2)
+        return st.lists(st.sampled_from(["*", "layer_*", "layer_1", "layer_[1-3]"]), min_size=1, max_size=2)
     return st.just("iris")
 
 
