@@ -206,6 +206,8 @@ def test_missing_params():
             lambda: vgjax.watch(optax.sgd(0.1), stacked="bloks").init({"blocks": {"up": jnp.zeros((3, 4, 4))}}),
             "stacked 'bloks' fits no layer; did you mean 'blocks'",
         ),
+        (lambda: vgjax.watch(optax.sgd(0.1), every=1.5), "every=1.5 is not allowed"),
+        (lambda: vgjax.watch(optax.sgd(0.1), every=True), "every=True is not allowed"),
         (lambda: vgjax.watch(optax.sgd(0.1), every=10**10), "every=10000000000 is not allowed"),
         (lambda: vgjax.watch(optax.sgd(0.1), record=None), "record=None, stacked='' are not allowed"),
         (lambda: vgjax.watch(optax.sgd(0.1), stacked=["a"]), "stacked=.'a'. are not allowed; allowed: names, and one"),
