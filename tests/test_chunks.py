@@ -49,6 +49,7 @@ def test_several_epochs_a_chunk():
         Chunk(6, (9, 12), (8,), (True, True)),
         Chunk(12, (14,), (12, 13), (True,)),
     ]
+    assert [chunk.stop for chunk in every] == [6, 12, 14]
     assert [chunk.validates for chunk in end] == [(False, False), (False, False), (True,)]
     assert [chunk._replace(validates=()) for chunk in end] == [chunk._replace(validates=()) for chunk in every]
     assert most_records(every, 2) == 3 and most_records(plan(changed(cadence="every(1)"), 3, 14, 2), 2) == 6
@@ -109,8 +110,10 @@ def test_short_epochs_share_a_chunk(changes, epochs):
     assert epochs_at_once(shape(changed(**changes), small.dataset())) == epochs
 
 
-def test_steps_of_a_run():
-    """Those that are asked for, or those of its epochs, of what is not held out."""
+def test_what_a_run_costs():
+    """Steps that are asked for, or those of its epochs, of what is not held out; weights; units."""
+    one = shape(changed(), small.dataset())
+    assert (one.products, one.units, one.widest, one.n_validation) == (5 * 8 + 8 * 6 + 6 * 3, 5 + 8 + 6 + 3, 8, 20)
     assert shape(changed(epochs=4, holdout=20), small.dataset()).steps == 4 * 2
     assert shape(changed(epochs=4, steps=5), small.dataset()).steps == 5
 
