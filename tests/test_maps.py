@@ -99,6 +99,7 @@ def test_statistics_are_of_the_first_layer_and_record(slow: xr.Dataset) -> None:
     assert found["value"][3] == pytest.approx(values.mean(), rel=1e-6)
     assert maps.description(slow, "gradient_rms[layer_4]").endswith("weight unit], layer_4, step 0")
     assert maps.description(slow, "decay").endswith("way back, step 0")
+    assert maps.description(slow, "train_accuracy").endswith("over the epoch's training steps")
     assert maps.description(slow, "validation_loss") == "cross-entropy over the validation examples, mean [nats]"
 
 

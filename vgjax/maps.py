@@ -160,7 +160,7 @@ def description(history: xr.Dataset, value: str) -> str:
     name, layer = _name_and_layer(value)
     if name == "decay":
         return f"{DECAY}, {_first_step(history)}"
-    text = str(history[name].attrs.get("long_name", VARIABLES[name][1]))
+    text = str(history[name].attrs.get("long_name", VARIABLES[name][1])).partition(";")[0]
     if name == "first_bad_step":
         return text.removesuffix(", −1: none")
     if "record" not in history[name].dims:
