@@ -28,7 +28,7 @@ bench: install  ## Measure what the instrument costs; ARGS='--repeats 5'
 test: install  ## Run the tests; ARGS='-k name'
 	$(BIN)/python -m pytest --numprocesses auto --dist loadfile $(ARGS)
 
-mutants: install  ## Change the arithmetic in some 340 places and count what the tests notice; two hours of one core
+mutants: install  ## Change the arithmetic in some 340 places and count what the tests notice; an hour of one core
 	$(BIN)/python -m pip install --quiet --editable '.[mutation]'
 	$(BIN)/python tests/mutation/mutants.py $(ARGS)
 

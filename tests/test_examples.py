@@ -14,7 +14,8 @@ import numpy as np
 import optax
 import pytest
 from flax import nnx
-from test_stats import expected, numpy_counts
+from test_octaves import numpy_counts
+from test_stats import expected
 
 import vgjax
 

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import small
 from reference import ACTIVATIONS
-from test_stats import numpy_counts
+from test_octaves import numpy_counts
 
 from vgjax import history, model, programs
 from vgjax.activations import steepest_slope

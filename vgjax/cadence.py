@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import itertools
+import operator
 import reprlib
 from collections.abc import Callable
 
@@ -81,9 +81,9 @@ def steps_of(named: str | Cadence, per_epoch: int, total: int) -> list[int]:
         whole numbers.
     """
     steps = resolve("cadence", CADENCES, named)(per_epoch, total)
-    if not isinstance(steps, list) or any(type(step) is not int for step in steps):
+    if not isinstance(steps, list) or {*map(type, steps)} - {int}:
         raise ValueError(f"it gives {reprlib.repr(steps)}; allowed: a list of whole numbers")
-    if any(step >= after for step, after in itertools.pairwise(steps)):
+    if not all(map(operator.lt, steps, steps[1:])):
         raise ValueError(f"it gives {reprlib.repr(steps)}; allowed: ascending steps, each once")
     return steps
 

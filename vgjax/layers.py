@@ -67,7 +67,7 @@ def weight_groups(tree: Any, stacked: str = "") -> list[Group]:
         name = _text(path[:-1] if shared[path[:-1]] == 1 and path[:-1] else path) or "weights"
         if name in found:
             raise ValueError(f"two layers are called {name!r}; allowed: paths that differ when written with slashes")
-        found[name] = _group(name, leaf, _is_stack(_text(path), stacked))
+        found[name] = group(name, leaf, _is_stack(_text(path), stacked))
     return sorted(found.values(), key=_order)
 
 
@@ -76,12 +76,8 @@ def groups(arrays: Mapping[str, jax.Array]) -> list[Group]:
     return sorted((group(name, array) for name, array in arrays.items()), key=_order)
 
 
-def group(name: str, array: jax.Array) -> Group:
-    """One array by the name of one of this package's own layers or stacks."""
-    return _group(name, array, False)
-
-
-def _group(name: str, array: jax.Array, is_stack: bool) -> Group:
+def group(name: str, array: jax.Array, is_stack: bool = False) -> Group:
+    """One array by its name: a layer, or the layers of a stack, which the names of this package's own say."""
     if own := OWN_STACK.fullmatch(name):
         return Group(tuple(f"layer_{i}" for i in range(int(own[1]), int(own[2]) + 1)), array, True)
     if is_stack:

@@ -192,7 +192,7 @@ def cells(history: xr.Dataset, over: Sequence[str], value: str) -> pd.DataFrame:
     by_cell = _by_cell(table, over)
     numbers = lane_values(history, value)
     diverged = history["first_bad_step"].values >= 0
-    mean_of = share_estimate if value.endswith("_accuracy") else estimate
+    mean_of = share_estimate if description(history, value).startswith("share ") else estimate
     rows = []
     for rows_of_cell in by_cell.indices.values():
         of_seed = pd.Series(numbers[rows_of_cell]).groupby(table["seed"].values[rows_of_cell]).mean().dropna()

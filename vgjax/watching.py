@@ -102,14 +102,13 @@ def watch(
         if params is None and (needing := _NEED_PARAMS.intersection(families)):
             raise ValueError(f"{', '.join(sorted(needing))} need the parameters: update(gradients, state, params)")
 
-        _check_layers(_names(gradients, stacked), None if params is None else _names(params, stacked), state)
-
         def moved() -> tuple[Points, optax.OptState, optax.OptState]:
             clipped, clip_state = first.update(gradients, state.clip, params, **extra)
             updates, optimizer_state = then.update(clipped, state.optimizer, params, **extra)
             return Points(gradients, clipped, updates), clip_state, optimizer_state
 
         def measured(points: Points) -> tuple[jax.Array, Statistics]:
+            _check_layers(_names(gradients, stacked), None if params is None else _names(params, stacked), state)
             found = Statistics()
             for family in families:
                 found |= FAMILIES[family].make(None, View(gradients, points, params), stacked)

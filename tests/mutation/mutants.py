@@ -36,7 +36,7 @@ SEED = 20261122
 PLAN = {  # how many mutants of each module, and the tests that know it
     "theory": (70, ["theory", "profiles"]),
     "stats": (40, ["stats"]),
-    "octaves": (50, ["stats"]),
+    "octaves": (50, ["octaves"]),
     "units": (50, ["units"]),
     "watching": (20, ["watching"]),
     "optim": (40, ["optim"]),
