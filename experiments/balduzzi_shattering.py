@@ -45,8 +45,8 @@ from experiments.reproduction import Picture, Row, Within, row
 from vgjax import figures
 from vgjax.analysis import Estimate, estimate, interval
 from vgjax.config import Config, Hypers
-from vgjax.jacobian import input_gradient_correlation
-from vgjax.probe import Network, probe
+from vgjax.theory.jacobian import input_gradient_correlation
+from vgjax.training.probe import Network, probe
 
 NAME = "balduzzi_shattering"
 TITLE = "Balduzzi et al. 2017: shattered gradients"

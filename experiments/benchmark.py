@@ -85,7 +85,7 @@ def _ours(options: Options) -> dict[str, Callable[[int], float]]:
     import experiments.keras_notebook as notebook
     import experiments.mxnet_mnist as tutorial
     from vgjax import run
-    from vgjax.data import load
+    from vgjax.data.catalogue import load
 
     steps = options.steps
     images = _images(steps // CHUNKS * tutorial.CLEAN.batch_size)
@@ -184,7 +184,7 @@ def _peers(options: Options) -> dict[str, Callable[[int], float]]:
     import experiments.keras_notebook as notebook
     import experiments.mxnet_mnist as tutorial
     from experiments import peers
-    from vgjax.data import load
+    from vgjax.data.catalogue import load
 
     have = peers.installed()
     steps, few = options.steps, max(2, options.steps // 10)  # histograms take long

@@ -40,9 +40,9 @@ SHOWN = ("dataset", "scaling", "hidden", "activation", "initializer", "norm", "b
 
 def judge(i: int, smoke: bool = False) -> list[dict[str, Any]]:
     """Run a bench and diagnose every lane by itself: rows of label, what was found, and its numbers."""
-    from vgjax.data import load
-    from vgjax.diagnosis import diagnose
-    from vgjax.loop import run
+    from vgjax.data.catalogue import load
+    from vgjax.diagnosis.rules import diagnose
+    from vgjax.training.loop import run
 
     bench, rows = BENCHES[i], []
     config = replace(bench.config, steps=2) if smoke else bench.config

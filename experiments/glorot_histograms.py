@@ -34,11 +34,13 @@ from scipy.special import erf, softmax
 
 from experiments.options import Options
 from experiments.reproduction import Picture, Row, Within, dataset_or_stand_in, row
-from vgjax import figures, octaves, profiles, stats
+from vgjax import figures
 from vgjax.analysis import Estimate, geometric_estimate, interval, magnitude_histogram
 from vgjax.config import Config, Hypers
-from vgjax.layers import groups, weight_groups
-from vgjax.probe import Network, per_layer, probe
+from vgjax.network.layer_names import groups, weight_groups
+from vgjax.statistics import histograms, weights
+from vgjax.theory import profiles
+from vgjax.training.probe import Network, per_layer, probe
 
 NAME = "glorot_histograms"
 TITLE = "Glorot & Bengio 2010: signals and gradients, layer by layer"
@@ -85,9 +87,9 @@ def look(network: Network) -> tuple[jax.Array, jax.Array]:
     """Histograms [kinds, layers, bins] and RMS [kinds, layers] of all layers."""
     view = network.step()
     signals = [groups(view.seen.activations), groups(view.deltas), weight_groups(view.gradients)]
-    rms = [per_layer(stats.rms, view.seen.activations), per_layer(stats.rms, view.deltas)]
-    rms.append(stats.norm_statistics(view.gradients)["gradient_rms"])
-    return jnp.stack([octaves.histograms(one) for one in signals]), jnp.stack(rms)
+    rms = [per_layer(weights.rms, view.seen.activations), per_layer(weights.rms, view.deltas)]
+    rms.append(weights.norm_statistics(view.gradients)["gradient_rms"])
+    return jnp.stack([histograms.histograms(one) for one in signals]), jnp.stack(rms)
 
 
 def _of(named: str, inputs: np.ndarray, labels: np.ndarray, classes: int, seeds: int) -> xr.Dataset:

@@ -38,9 +38,9 @@ from experiments.reproduction import Picture, Row, Within, row
 from vgjax import figures
 from vgjax.analysis import Estimate
 from vgjax.config import Config, Hypers
-from vgjax.jacobian import fourth_moment_growth, log_length_variance
-from vgjax.probe import Network, per_layer, probe
-from vgjax.profiles import layer_variances
+from vgjax.theory.jacobian import fourth_moment_growth, log_length_variance
+from vgjax.theory.profiles import layer_variances
+from vgjax.training.probe import Network, per_layer, probe
 
 NAME = "hanin_widths"
 TITLE = "Hanin 2018, Hanin & Rolnick 2018: widths, and how lengths spread and grow"

@@ -34,7 +34,7 @@ from experiments.reproduction import Picture, Row, Within, row
 from vgjax import figures, theory
 from vgjax.analysis import Estimate, estimate, interval
 from vgjax.config import Config, Hypers
-from vgjax.probe import Network, per_layer, probe
+from vgjax.training.probe import Network, per_layer, probe
 
 NAME = "hayou_edge_of_chaos"
 TITLE = "Hayou et al. 2019: at the edge of chaos correlations converge by a power of depth"

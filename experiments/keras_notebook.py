@@ -66,10 +66,10 @@ from vgjax.analysis import (
     signals,
 )
 from vgjax.config import Config, Hypers
-from vgjax.data import Dataset, load
-from vgjax.loop import Result
-from vgjax.loop import run as train
-from vgjax.model import describe
+from vgjax.data.catalogue import Dataset, load
+from vgjax.network.model import describe
+from vgjax.training.loop import Result
+from vgjax.training.loop import run as train
 
 NAME = "keras_notebook"
 TITLE = "The Keras notebook: initialization, activation, batch norm, clipping"

@@ -28,10 +28,11 @@ from scipy.stats import binomtest
 
 from experiments.options import Options
 from experiments.reproduction import Picture, Row, Within, row
-from vgjax import figures, profiles
+from vgjax import figures
 from vgjax.analysis import Estimate
 from vgjax.config import Config, Hypers
-from vgjax.probe import Network, per_layer, probe
+from vgjax.theory import profiles
+from vgjax.training.probe import Network, per_layer, probe
 
 NAME = "lu_dying_relu"
 TITLE = "Lu et al. 2019: ReLU networks that are dead at birth"

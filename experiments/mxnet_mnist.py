@@ -53,8 +53,8 @@ from vgjax.analysis import (
     signals,
 )
 from vgjax.config import Config, Hypers
-from vgjax.data import Dataset
-from vgjax.loop import run as train
+from vgjax.data.catalogue import Dataset
+from vgjax.training.loop import run as train
 
 NAME = "mxnet_mnist"
 TITLE = "The MXNet tutorial: vanishing gradients on MNIST"

@@ -38,8 +38,8 @@ from experiments.reproduction import Picture, Row, Within, row
 from vgjax import figures
 from vgjax.analysis import Estimate, estimate, interval
 from vgjax.config import Config, Hypers
-from vgjax.jacobian import eigenvalue_density, eigenvalue_spread
-from vgjax.probe import Network, probe
+from vgjax.theory.jacobian import eigenvalue_density, eigenvalue_spread
+from vgjax.training.probe import Network, probe
 
 NAME = "pennington_spectrum"
 TITLE = "Pennington et al. 2017: singular values of the Jacobian"

@@ -30,8 +30,8 @@ from experiments.reproduction import Picture, Row, Within, row
 from vgjax import figures, theory
 from vgjax.analysis import Estimate, estimate, interval
 from vgjax.config import Config, Hypers
-from vgjax.probe import Network, per_layer, probe
-from vgjax.profiles import layer_variances, pair_profile
+from vgjax.theory.profiles import layer_variances, pair_profile
+from vgjax.training.probe import Network, per_layer, probe
 
 NAME = "poole_maps"
 TITLE = "Poole et al. 2016: maps of length and correlation"

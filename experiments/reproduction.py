@@ -15,7 +15,7 @@ import pandas as pd
 from experiments.options import Options
 from vgjax.analysis import Estimate
 from vgjax.config import Config
-from vgjax.data import Dataset, DataUnavailable, load
+from vgjax.data.catalogue import Dataset, DataUnavailable, load
 from vgjax.report import as_json
 
 Verdict = Literal["reproduced", "differs", "no data"]

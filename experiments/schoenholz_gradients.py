@@ -32,10 +32,10 @@ from experiments.reproduction import Picture, Row, Within, row
 from vgjax import figures, theory
 from vgjax.analysis import Estimate, estimate, geometric_estimate, interval
 from vgjax.config import Config, Hypers
-from vgjax.ensemble import draw_networks
-from vgjax.probe import Network, probe
-from vgjax.profiles import predicted_profile
-from vgjax.stats import norm_statistics
+from vgjax.statistics.weights import norm_statistics
+from vgjax.theory.ensemble import draw_networks
+from vgjax.theory.profiles import predicted_profile
+from vgjax.training.probe import Network, probe
 
 NAME = "schoenholz_gradients"
 TITLE = "Schoenholz et al. 2016: gradients grow or fall by χ₁ a layer"

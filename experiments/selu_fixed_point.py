@@ -32,7 +32,7 @@ from experiments.reproduction import Picture, Row, Within, row
 from vgjax import figures, theory
 from vgjax.analysis import Estimate, estimate, geometric_estimate, interval
 from vgjax.config import Config, Hypers
-from vgjax.probe import Network, per_layer, probe
+from vgjax.training.probe import Network, per_layer, probe
 
 NAME = "selu_fixed_point"
 TITLE = "Klambauer et al. 2017: SELU's fixed point of mean and variance"

@@ -29,7 +29,7 @@ from experiments.reproduction import Picture, Row, Within, row
 from vgjax import figures, theory
 from vgjax.analysis import Estimate, estimate, interval
 from vgjax.config import Config, Hypers
-from vgjax.probe import Network, per_layer, probe
+from vgjax.training.probe import Network, per_layer, probe
 
 NAME = "tailored_relu"
 TITLE = "Martens et al. 2021, Zhang et al. 2022: leaky ReLU tailored to the depth"

@@ -31,8 +31,8 @@ from experiments.reproduction import Picture, Row, Within, row
 from vgjax import figures, theory
 from vgjax.analysis import geometric_estimate, interval
 from vgjax.config import Config, Hypers
-from vgjax.probe import Network, per_layer, probe
-from vgjax.stats import rms
+from vgjax.statistics.weights import rms
+from vgjax.training.probe import Network, per_layer, probe
 
 NAME = "yang_batch_norm"
 TITLE = "Yang et al. 2019: batch norm makes gradients explode"

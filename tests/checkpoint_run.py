@@ -6,16 +6,17 @@ import time
 import small
 from test_engine import SETTINGS, changed
 
-import vgjax.folder
-from vgjax import chunks, run
+import vgjax.training.folder
+from vgjax import run
+from vgjax.training import chunk_plan
 
 CONFIG = changed(epochs=6, norm="batch", norm_at="post_activation", optimizer="adam", schedule="cosine")
 SEEDS = 2
 
 
 def main(folder: str) -> None:
-    vgjax.folder.SECONDS_BETWEEN_CHECKPOINTS = 0.0
-    chunks.STEPS_AT_ONCE = 1  # a chunk an epoch
+    vgjax.training.folder.SECONDS_BETWEEN_CHECKPOINTS = 0.0
+    chunk_plan.STEPS_AT_ONCE = 1  # a chunk an epoch
 
     def dawdle(part, total):
         print(int(part["evaluated_at"].values[0]), flush=True)

@@ -12,7 +12,7 @@ os.environ.pop("PYTHONUNBUFFERED", None)  # a user's process buffers what it pri
 import jax
 import pytest
 
-from vgjax import chunks, probe, programs
+from vgjax.training import chunk_plan, probe, programs
 
 MOST_MAPS = 15_000
 
@@ -52,7 +52,7 @@ def forget_programs() -> None:
 def an_epoch_a_chunk() -> Iterator[None]:
     """Short epochs are chunks of their own, as long ones are: so that a small run can be interrupted between them."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(chunks, "STEPS_AT_ONCE", 1)
+        patch.setattr(chunk_plan, "STEPS_AT_ONCE", 1)
         yield
 
 

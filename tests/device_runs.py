@@ -8,7 +8,8 @@ import numpy as np
 import small
 from test_engine import COMPILED, changed
 
-from vgjax import Hypers, chunks, run
+from vgjax import Hypers, run
+from vgjax.training import chunk_plan
 
 CASES = {
     "lanes": (changed(), "lanes", 4),
@@ -24,7 +25,7 @@ CASES = {
 
 def main(path: str, names: list[str]) -> None:
     found = {"devices": jax.local_device_count()}
-    chunks.STEPS_AT_ONCE = 1  # a chunk an epoch
+    chunk_plan.STEPS_AT_ONCE = 1  # a chunk an epoch
     jax.config.update("jax_numpy_rank_promotion", "raise")
     jax.config.update("jax_numpy_dtype_promotion", "strict")
     for name in names:

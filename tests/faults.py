@@ -11,10 +11,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-import vgjax.model
-import vgjax.probe
+import vgjax.network.model
+import vgjax.training.probe
 from experiments import hanin_widths, pennington_spectrum
-from vgjax import jacobian, profiles, theory
+from vgjax import theory
+from vgjax.theory import jacobian, profiles
 
 Fault = Callable[[pytest.MonkeyPatch], None]
 
@@ -27,14 +28,14 @@ def chi1_too_large(patch: pytest.MonkeyPatch) -> None:
 
 def no_biases(patch: pytest.MonkeyPatch) -> None:
     """In the engine."""
-    draw = vgjax.probe.initial_variables
-    patch.setattr(vgjax.probe, "initial_variables", lambda *args: _changed(draw(*args), "bias", 0.0))
+    draw = vgjax.training.probe.initial_variables
+    patch.setattr(vgjax.training.probe, "initial_variables", lambda *args: _changed(draw(*args), "bias", 0.0))
 
 
 def weights_too_large(patch: pytest.MonkeyPatch) -> None:
     """In the engine: Var(W) 10 % above what was asked for."""
-    draw = vgjax.probe.initial_variables
-    patch.setattr(vgjax.probe, "initial_variables", lambda *args: _changed(draw(*args), "kernel", 1.1**0.5))
+    draw = vgjax.training.probe.initial_variables
+    patch.setattr(vgjax.training.probe, "initial_variables", lambda *args: _changed(draw(*args), "kernel", 1.1**0.5))
 
 
 def chi_too_large(patch: pytest.MonkeyPatch) -> None:
@@ -63,14 +64,16 @@ def one_layer_less(patch: pytest.MonkeyPatch) -> None:
 
 def relu_in_the_engine(patch: pytest.MonkeyPatch) -> None:
     """Whatever was asked for."""
-    patch.setattr(vgjax.model, "activation", lambda named: jax.nn.relu)
+    patch.setattr(vgjax.network.model, "activation", lambda named: jax.nn.relu)
 
 
 def weights_lean_to_one_side(patch: pytest.MonkeyPatch) -> None:
     """In the engine: a tenth of each weight's size is added to it, so that positive ones are the larger."""
-    draw = vgjax.probe.initial_variables
+    draw = vgjax.training.probe.initial_variables
     patch.setattr(
-        vgjax.probe, "initial_variables", lambda *args: _mapped(draw(*args), "kernel", lambda w: w + 0.1 * abs(w))
+        vgjax.training.probe,
+        "initial_variables",
+        lambda *args: _mapped(draw(*args), "kernel", lambda w: w + 0.1 * abs(w)),
     )
 
 
@@ -102,13 +105,15 @@ def statistics_held_fast(patch: pytest.MonkeyPatch) -> None:
 
 def running_averages(patch: pytest.MonkeyPatch) -> None:
     """In the engine: batch norm does not look at the batch."""
-    right = vgjax.model._normalise
-    patch.setattr(vgjax.model, "_normalise", lambda home, name, x, train, mask: right(home, name, x, False, mask))
+    right = vgjax.network.model._normalise
+    patch.setattr(
+        vgjax.network.model, "_normalise", lambda home, name, x, train, mask: right(home, name, x, False, mask)
+    )
 
 
 def leaky_units(patch: pytest.MonkeyPatch) -> None:
     """In the engine: units that are off let a third through."""
-    patch.setattr(vgjax.model, "activation", lambda named: lambda z: jnp.where(z > 0, z, z / 3))
+    patch.setattr(vgjax.network.model, "activation", lambda named: lambda z: jnp.where(z > 0, z, z / 3))
 
 
 def all_units_active(patch: pytest.MonkeyPatch) -> None:

@@ -25,7 +25,7 @@ HERE = Path(__file__).parent
 PATIENCE = 400.0  # seconds
 # The command itself, with a chunk an epoch and a checkpoint at each; a slice's last checkpoint is kept to be looked at.
 PROGRAM = """
-import os, shutil, vgjax.chunks, vgjax.folder
+import os, shutil, vgjax.training.chunk_plan, vgjax.training.folder
 from vgjax.__main__ import main
 
 def remove(path, *options, rmtree=shutil.rmtree, **more):
@@ -36,8 +36,8 @@ def remove(path, *options, rmtree=shutil.rmtree, **more):
         rmtree(path, *options, **more)
 
 shutil.rmtree = remove
-vgjax.folder.SECONDS_BETWEEN_CHECKPOINTS = 0.0
-vgjax.chunks.STEPS_AT_ONCE = 1
+vgjax.training.folder.SECONDS_BETWEEN_CHECKPOINTS = 0.0
+vgjax.training.chunk_plan.STEPS_AT_ONCE = 1
 main()
 """
 

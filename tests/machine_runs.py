@@ -8,7 +8,8 @@ import numpy as np
 import small
 from test_engine import SETTINGS, changed
 
-from vgjax import chunks, machines, run
+from vgjax import run
+from vgjax.training import chunk_plan, processes
 
 LANES = changed(activation="relu", epochs=2)
 BATCH = changed(reduction="sum", clip="global_norm", epochs=2)
@@ -24,8 +25,8 @@ def main(path: str, folder: str, where: list[str]) -> None:
     jax.config.update("jax_numpy_rank_promotion", "raise")
     jax.config.update("jax_numpy_dtype_promotion", "strict")
     found = {}
-    chunks.STEPS_AT_ONCE = 1  # a chunk an epoch
-    with machines.joined(where or None):
+    chunk_plan.STEPS_AT_ONCE = 1  # a chunk an epoch
+    with processes.joined(where or None):
         found["devices"] = jax.local_device_count(), jax.device_count()
         for name, (config, settings, seeds, shard) in CASES.items():
             found[name] = plain(run(config, settings, seeds, dataset=small.dataset(), shard=shard))

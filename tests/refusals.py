@@ -15,9 +15,9 @@ import inputs
 import pytest
 from hypothesis import HealthCheck, settings
 
-from vgjax.checks import check_names
-from vgjax.cli import main
+from vgjax.command.cli import main
 from vgjax.settings import read_settings
+from vgjax.training.checks import check_names
 
 SHOW = ["show", "--features", "4", "--classes", "3", "--config-file"]  # checks a whole config
 CASES: Counter[str] = Counter()

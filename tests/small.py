@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from vgjax.config import Config
-from vgjax.data import Dataset
+from vgjax.data.catalogue import Dataset
 
 N, BATCH, FEATURES, CLASSES = 56, 16, 5, 3
 

@@ -5,8 +5,8 @@ import sys
 import small
 
 from vgjax.config import Config
-from vgjax.grid import Grid
-from vgjax.sweeps import sweep
+from vgjax.sweeps.grid import Grid
+from vgjax.sweeps.sweep import sweep
 
 GRID = Grid(
     product={"sigma_w2": [0.8, 1.2], "depth": [2, 13]},

@@ -9,9 +9,11 @@ from scipy import stats as scipy_stats
 
 import experiments.keras_notebook as notebook
 import experiments.mxnet_mnist as tutorial
-from vgjax import analysis, octaves, profiles, run
+from vgjax import analysis, run
 from vgjax.config import Config, Hypers
-from vgjax.data import DataUnavailable, load
+from vgjax.data.catalogue import DataUnavailable, load
+from vgjax.statistics import histograms
+from vgjax.theory import profiles
 
 
 def test_interval_is_students() -> None:
@@ -54,9 +56,9 @@ def test_interval_of_an_accuracy_ends_at_0_and_1(values: list[float], ends: tupl
 def history() -> xr.Dataset:
     """Two lanes of one seed and one of another, two records, three layers, known values."""
     log10_rms = np.array([[[-8, -6, -1], [-7, -6, -1]]] * 3, float)
-    counts = np.zeros((3, 2, 3, octaves.N_BINS), int)
+    counts = np.zeros((3, 2, 3, histograms.N_BINS), int)
     for value, count in ((3.0, 5), (-3.0, 7), (0.75, 8), (0.0, 4)):
-        counts[..., int(octaves.log2_bin(np.float32(value)))] = count
+        counts[..., int(histograms.log2_bin(np.float32(value)))] = count
     return xr.Dataset(
         {
             "gradient_log10_rms": (("lane", "record", "layer"), log10_rms),

@@ -19,8 +19,8 @@ from refusals import CASES, SHOW, cases, checked_in_python, counted, emptied, is
 
 import vgjax
 from vgjax.config import check_hypers
-from vgjax.grid import read_grid
 from vgjax.settings import read_settings
+from vgjax.sweeps.grid import read_grid
 
 pytestmark = pytest.mark.usefixtures("compiled_quickly")
 

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from inputs import BASE, FIELDS
 from refusals import CASES, SHOW, cases, emptied, is_near, refusal, stand_in, taken, tree
 
-from vgjax.cli import parse
+from vgjax.command.cli import parse
 from vgjax.config import check_hypers
 
 AT_LEAST = 350
@@ -209,7 +209,7 @@ def test_processes(room, line):
     (room / "f.yaml").write_text("hiden: [3]\n")
     message = refusal(room, shlex.split(line))
     before = tree(room)
-    code = "import sys; from vgjax.cli import main; sys.exit(main())"
+    code = "import sys; from vgjax.command.cli import main; sys.exit(main())"
     process = [sys.executable, "-c", code, *shlex.split(line)]
     done = subprocess.run(process, capture_output=True, text=True, errors="surrogateescape", cwd=room)
     assert (done.returncode, done.stdout, done.stderr) == (2, "", f"vgjax: {message}\n") and tree(room) == before

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 import small
 
-from vgjax import batches
-from vgjax.data import Dataset
+from vgjax.data import batches
+from vgjax.data.catalogue import Dataset
 
 
 @pytest.mark.parametrize("shuffle", ["never", "once", "every_epoch"])

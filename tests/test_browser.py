@@ -12,7 +12,7 @@ import small
 from matplotlib import image
 
 from vgjax import Hypers, run
-from vgjax.records import FIRST_PAGE
+from vgjax.training.tensorboard import FIRST_PAGE
 
 playwright = pytest.importorskip("playwright.sync_api", reason="Playwright drives the browser: pip install playwright")
 BROWSERS = [path for name in ("chromium", "chromium-browser", "google-chrome") if (path := shutil.which(name))]

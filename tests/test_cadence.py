@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from vgjax.cadence import steps_of
+from vgjax.statistics.cadence import steps_of
 
 
 @pytest.mark.parametrize(

@@ -20,8 +20,9 @@ import yaml
 from checkpoint_run import CONFIG, SEEDS
 from test_engine import SETTINGS, changed
 
-import vgjax.folder
-from vgjax import checkpoint, load, run
+import vgjax.training.folder
+from vgjax import load, run
+from vgjax.training import checkpoint
 
 pytestmark = pytest.mark.usefixtures("an_epoch_a_chunk")
 HERE = Path(__file__).parent
@@ -31,8 +32,8 @@ import pickle, sys
 import jax, numpy as np
 import vgjax.chunks, vgjax.folder
 from checkpoint_run import CONFIG, SEEDS, SETTINGS, run, small
-vgjax.chunks.STEPS_AT_ONCE = 1
-vgjax.folder.SECONDS_BETWEEN_CHECKPOINTS = 0.0
+vgjax.training.chunk_plan.STEPS_AT_ONCE = 1
+vgjax.training.folder.SECONDS_BETWEEN_CHECKPOINTS = 0.0
 found = {}
 for name, folder, devices in (("one", sys.argv[1], 1), ("two", sys.argv[2], 2), ("whole", sys.argv[3], 1)):
     seen = []
@@ -182,10 +183,10 @@ def test_killed_before_it_was_a_run(tmp_path, monkeypatch, written):
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(vgjax.folder, ("write_made_with", "write_plain")[written], killed)
+        patch.setattr(vgjax.training.folder, ("write_made_with", "write_plain")[written], killed)
         with pytest.raises(KeyboardInterrupt):
-            vgjax.folder.RunFolder.open(tmp_path / "run", {"config": {}}, resume=False)
-    vgjax.folder.RunFolder.open(tmp_path / "run", {"config": {}}, resume=False).close()
+            vgjax.training.folder.RunFolder.open(tmp_path / "run", {"config": {}}, resume=False)
+    vgjax.training.folder.RunFolder.open(tmp_path / "run", {"config": {}}, resume=False).close()
     assert {"config.yaml", "environment.json"} <= {path.name for path in (tmp_path / "run").iterdir()}
 
 

@@ -9,10 +9,11 @@ import numpy as np
 import pytest
 import small
 
-from vgjax import chunks, run
-from vgjax.chunks import Chunk, epochs_at_once, most_records, plan, shape
+from vgjax import run
 from vgjax.config import Hypers
-from vgjax.history import load
+from vgjax.training import chunk_plan
+from vgjax.training.chunk_plan import Chunk, epochs_at_once, most_records, plan, shape
+from vgjax.training.history import load
 
 
 def changed(**changes):
@@ -127,8 +128,8 @@ def test_however_it_is_cut(name, monkeypatch):
     """Chunks of 1, 5 and 21 epochs: the same history and parameters to the last bit."""
     config, settings = CASES[name]
     results, landings = [], []
-    for most in (1, 15, chunks.STEPS_AT_ONCE):
-        monkeypatch.setattr(chunks, "STEPS_AT_ONCE", most)
+    for most in (1, 15, chunk_plan.STEPS_AT_ONCE):
+        monkeypatch.setattr(chunk_plan, "STEPS_AT_ONCE", most)
         seen = []
         landed = lambda part, _, seen=seen: seen.append(part.sizes["evaluation"])  # noqa: E731
         results.append(run(config, settings, 2, dataset=small.dataset(), progress=landed))
@@ -144,7 +145,7 @@ def test_however_it_is_cut(name, monkeypatch):
 
 def test_goes_on_between_chunks_of_several_epochs(tmp_path, monkeypatch):
     """Stopped after the second of four: its file tells of all its epochs, and the rest is the undisturbed run's."""
-    monkeypatch.setattr(chunks, "STEPS_AT_ONCE", 9)
+    monkeypatch.setattr(chunk_plan, "STEPS_AT_ONCE", 9)
     config, options = changed(epochs=10), {"dataset": small.dataset(), "tensorboard": "none"}
     whole = run(config, seeds=2, **options)
 

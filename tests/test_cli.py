@@ -13,11 +13,13 @@ from typing import get_args, get_type_hints
 import pytest
 import yaml
 
-from vgjax import commands, optim, parallel, records, show, training
-from vgjax.cli import main, parse
+from vgjax.command import list as listing
+from vgjax.command import printing, train
+from vgjax.command.cli import main, parse
 from vgjax.config import Config, Hypers
-from vgjax.data import DATASETS, EMBEDDED, load
+from vgjax.data.catalogue import DATASETS, EMBEDDED, load
 from vgjax.settings import Settings, parse_seeds, read_settings, seeds_as_words
+from vgjax.training import optim, parallel, tensorboard
 
 COMMAND = [sys.executable, "-m", "vgjax"]
 HEAVY = {"jax", "jaxlib", "flax", "optax", "numpy", "tensorflow", "matplotlib", "xarray", "pandas", "rich", "yaml"}
@@ -47,7 +49,8 @@ def refused(capsys, argv):
 
 def test_help_is_quick_and_imports_no_heavy_package():
     code = (
-        "import sys; from vgjax.cli import main; main(['--help']); main(['train', '--help']); main(['data', '--help']);"
+        "import sys; from vgjax.command.cli import main; main(['--help']); main(['train', '--help']);"
+        "main(['data', '--help']);"
         f"sys.exit(','.join(sorted({HEAVY!r} & set(sys.modules))) or 0)"
     )
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
@@ -75,10 +78,10 @@ def test_every_field_is_an_option_with_its_default_and_unit(capsys):
 
 
 def test_choices_and_topics_are_those_of_the_rooms():
-    hints = get_type_hints(training.Train)
-    assert get_args(hints["tensorboard"]) == get_args(records.Which)
+    hints = get_type_hints(train.Train)
+    assert get_args(hints["tensorboard"]) == get_args(tensorboard.Which)
     assert get_args(hints["shard"]) == get_args(parallel.Sharding)
-    assert get_args(commands.Topic) == tuple(show.TOPICS)
+    assert get_args(listing.Topic) == tuple(printing.TOPICS)
     assert list(optim.CLIPS) == list(get_args(get_type_hints(Config)["clip"]))
 
 

@@ -13,11 +13,12 @@ import pytest
 import xarray as xr
 from scipy import integrate
 
-from vgjax import clinic, draws, theory, trials
+from vgjax import theory
 from vgjax.activations import kinks
 from vgjax.analysis import Estimate
-from vgjax.cli import main
-from vgjax.data import load
+from vgjax.clinic import draws, examination, trials
+from vgjax.command.cli import main
+from vgjax.data.catalogue import load
 from vgjax.initializers import INITIALIZERS
 
 pytestmark = pytest.mark.usefixtures("compiled_quickly")
@@ -283,7 +284,7 @@ def test_examination_of_an_initializer(small, capsys, tmp_path):
     ],
 )
 def test_initializers_are_told_apart(small, name, sentence, faults):
-    report = clinic.examine_initializer(f"clinic_patients:{name}", ("tanh",))
+    report = examination.examine_initializer(f"clinic_patients:{name}", ("tanh",))
     assert sentence in report.sentence
     assert len([v for v in report.verdicts if v.good is False and "δ" not in v.what]) == faults
     assert all(picture.draw() is not None for picture in report.pictures)
@@ -304,8 +305,8 @@ def test_examination_of_an_activation(small, capsys, tmp_path):
 
 
 def test_names_are_escaped_on_the_page(small, tmp_path):
-    report = clinic.Report("<b>&", "<script>", (clinic.Verdict("<i>", 1.0, 0.5, 2.0, "<u>"),), (), "", {})
-    page = clinic.write(report, tmp_path).read_text()
+    report = examination.Report("<b>&", "<script>", (examination.Verdict("<i>", 1.0, 0.5, 2.0, "<u>"),), (), "", {})
+    page = examination.write(report, tmp_path).read_text()
     assert not any(tag in page for tag in ("<b>", "<script>", "<i>", "<u>"))
 
 
@@ -313,9 +314,9 @@ def test_nothing_is_written_when_a_figure_fails(small, tmp_path):
     def fail():
         raise ValueError("no figure")
 
-    report = clinic.Report("a", "b", (), (clinic.Picture("c", fail),), "", {})
+    report = examination.Report("a", "b", (), (examination.Picture("c", fail),), "", {})
     with pytest.raises(ValueError, match="no figure"):
-        clinic.write(report, tmp_path / "out")
+        examination.write(report, tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
 
@@ -323,5 +324,5 @@ def test_callables_are_examined_from_python(small):
     def mine(key, shape, dtype=jnp.float32):
         return jax.random.normal(key, shape, dtype) / 10
 
-    report = clinic.examine_initializer(mine, ("linear",))
+    report = examination.examine_initializer(mine, ("linear",))
     assert re.search(r"normal\((0.0999|0.1)\)'s variance", report.sentence)

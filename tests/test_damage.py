@@ -14,11 +14,12 @@ import numpy as np
 import pytest
 import small
 
-import vgjax.folder
-from vgjax import data, load, run
-from vgjax.cli import main
-from vgjax.grid import Grid
-from vgjax.sweeps import sweep
+import vgjax.training.folder
+from vgjax import load, run
+from vgjax.command.cli import main
+from vgjax.data import catalogue
+from vgjax.sweeps.grid import Grid
+from vgjax.sweeps.sweep import sweep
 
 pytestmark = pytest.mark.usefixtures("an_epoch_a_chunk", "compiled_quickly")
 STEPS = [3, 6, 9]
@@ -33,7 +34,7 @@ def go(folder, resume=True, **options):
 def whole(tmp_path_factory):
     """A run that ended, with its last two checkpoints."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(vgjax.folder, "SECONDS_BETWEEN_CHECKPOINTS", 0.0)
+        patch.setattr(vgjax.training.folder, "SECONDS_BETWEEN_CHECKPOINTS", 0.0)
         folder = tmp_path_factory.mktemp("whole") / "run"
         go(folder, resume=False)
     return folder
@@ -43,7 +44,7 @@ def whole(tmp_path_factory):
 def stopped(tmp_path_factory):
     """The same, stopped after its second chunk."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(vgjax.folder, "SECONDS_BETWEEN_CHECKPOINTS", 0.0)
+        patch.setattr(vgjax.training.folder, "SECONDS_BETWEEN_CHECKPOINTS", 0.0)
         folder = tmp_path_factory.mktemp("stopped") / "run"
 
         def stop(part, _):
@@ -207,7 +208,7 @@ def test_other_idx_files(tmp_path):
     with pytest.raises(ValueError, match=r"holds another run \(data is 'IDX files in"):
         run(
             vgjax.Config(dataset=str(tmp_path), hidden=(4,), batch_size=20, epochs=1),
-            dataset=data.load(str(tmp_path)),
+            dataset=catalogue.load(str(tmp_path)),
             folder=tmp_path / "run",
             resume=True,
         )
@@ -264,7 +265,7 @@ def test_no_pickle_is_loaded(whole, stopped, tmp_path):
     for bomb in bombs:
         cache.write_bytes(bomb)
         with pytest.raises(ValueError, match=f"{cache} is damaged"):
-            data.load("mnist", tmp_path / "data")
+            catalogue.load("mnist", tmp_path / "data")
     assert not went_off.exists()
     pickle.loads(bombs[0])
     assert went_off.exists()  # it would have

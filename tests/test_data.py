@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from vgjax import data
+from vgjax.data import catalogue
 
 FOUR = ("train-images-idx3-ubyte", "train-labels-idx1-ubyte", "t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte")
 
@@ -38,7 +38,7 @@ def arrays():
 def test_iris_is_scikit_learns_unscaled():
     from sklearn.datasets import load_iris
 
-    iris, petal = data.load("iris"), data.load("iris_petal")
+    iris, petal = catalogue.load("iris"), catalogue.load("iris_petal")
     assert (iris.train_inputs.dtype, iris.train_labels.dtype, iris.shape, iris.classes) == ("f4", "i4", (4,), 3)
     np.testing.assert_allclose(iris.train_inputs, load_iris().data, rtol=1e-7)
     np.testing.assert_array_equal(iris.test_labels, np.repeat([0, 1, 2], 50))
@@ -48,7 +48,7 @@ def test_iris_is_scikit_learns_unscaled():
 def test_digits_fill_the_range_of_bytes_and_are_cut_at_1500():
     from sklearn.datasets import load_digits
 
-    digits, images = data.load("digits"), load_digits().data
+    digits, images = catalogue.load("digits"), load_digits().data
     assert (digits.train_inputs.shape, digits.test_inputs.shape) == ((1500, 64), (297, 64))
     assert (digits.train_inputs.dtype, digits.shape, digits.train_inputs.max()) == ("u1", (8, 8), 255)
     np.testing.assert_allclose(digits.test_inputs / 255 * 16, images[1500:], atol=16 / 255 / 2)
@@ -61,22 +61,22 @@ def test_digits_fill_the_range_of_bytes_and_are_cut_at_1500():
 def of_its_own(**changes):
     inputs, labels = np.zeros((3, 2), np.uint8), np.array([0, 1, 1], np.int32)
     parts = {"train_inputs": inputs, "train_labels": labels, "test_inputs": inputs, "test_labels": labels}
-    return data.Dataset("own", **({"classes": 2, "shape": (2,), "source": "here"} | parts | changes))
+    return catalogue.Dataset("own", **({"classes": 2, "shape": (2,), "source": "here"} | parts | changes))
 
 
 def test_own_data_sets_by_import_path_callable_or_value(tmp_path, monkeypatch):
     (tmp_path / "mydata.py").write_text(
-        "from vgjax.data import load\ndef small():\n    return load('iris')\ndef wrong():\n    return 3\n"
+        "from vgjax.data.catalogue import load\ndef small():\n    return load('iris')\ndef wrong():\n    return 3\n"
     )
     monkeypatch.syspath_prepend(tmp_path)
-    assert data.load("mydata:small").name == "iris"
-    assert data.load(of_its_own).name == "own"
+    assert catalogue.load("mydata:small").name == "iris"
+    assert catalogue.load(of_its_own).name == "own"
     value = of_its_own()
-    assert data.load(value) is value
+    assert catalogue.load(value) is value
     with pytest.raises(ValueError, match=r"'mydata:wrong' gives a int; allowed: vgjax.data.Dataset"):
-        data.load("mydata:wrong")
+        catalogue.load("mydata:wrong")
     with pytest.raises(ValueError, match="mydata has no 'smal'; did you mean 'small'"):
-        data.load("mydata:smal")
+        catalogue.load("mydata:smal")
 
 
 @pytest.mark.parametrize(
@@ -107,7 +107,7 @@ def test_parts_that_do_not_fit_are_refused(changes, words):
 @pytest.mark.parametrize("zipped", [False, True])
 @pytest.mark.parametrize("names", [FOUR, [n.replace("t10k", "test").replace("-idx", ".idx") for n in FOUR]])
 def test_idx_folder_gives_what_was_written(tmp_path, arrays, zipped, names):
-    found = data.load(str(write_idx(tmp_path / "x", arrays, names, zipped)))
+    found = catalogue.load(str(write_idx(tmp_path / "x", arrays, names, zipped)))
     np.testing.assert_array_equal(found.train_inputs, arrays[0].reshape(7, 12))
     np.testing.assert_array_equal(found.train_labels, arrays[1])
     np.testing.assert_array_equal(found.test_inputs, arrays[2].reshape(4, 12))
@@ -120,8 +120,10 @@ def test_a_row_goes_before_a_folder_of_its_name_and_a_path_means_the_folder(tmp_
     monkeypatch.chdir(tmp_path)
     write_idx(tmp_path / "iris", arrays)
     write_idx(tmp_path / "mine", arrays)
-    assert data.load("iris").shape == (4,)
-    assert data.load("./iris").shape == data.load("mine").shape == data.load(Path("mine")).shape == (3, 4)
+    assert catalogue.load("iris").shape == (4,)
+    assert (
+        catalogue.load("./iris").shape == catalogue.load("mine").shape == catalogue.load(Path("mine")).shape == (3, 4)
+    )
 
 
 @pytest.mark.parametrize(
@@ -142,7 +144,7 @@ def test_damaged_idx_files_are_named_and_refused(tmp_path, arrays, name, damage,
     path = write_idx(tmp_path / "x", arrays) / name
     path.write_bytes(damage(path.read_bytes()))
     with pytest.raises(ValueError, match=f"{path} .*{words}") as caught:
-        data.load(path.parent)
+        catalogue.load(path.parent)
     assert "\n" not in str(caught.value)
 
 
@@ -152,7 +154,7 @@ def test_no_cut_of_a_gzipped_file_passes(tmp_path, arrays):
     for length in range(len(whole)):
         path.write_bytes(whole[:length])
         with pytest.raises(ValueError, match=str(path)):
-            data.load(path.parent)
+            catalogue.load(path.parent)
 
 
 @pytest.mark.parametrize(
@@ -167,21 +169,21 @@ def test_no_cut_of_a_gzipped_file_passes(tmp_path, arrays):
 def test_idx_files_of_different_sets_are_refused(tmp_path, arrays, place, array, words):
     arrays[place] = array
     with pytest.raises(ValueError, match=words):
-        data.load(write_idx(tmp_path / "x", arrays))
+        catalogue.load(write_idx(tmp_path / "x", arrays))
 
 
 @pytest.mark.parametrize("name", FOUR)
 def test_a_missing_idx_file_is_named(tmp_path, arrays, name):
     (write_idx(tmp_path / "x", arrays) / name).unlink()
     with pytest.raises(ValueError, match=f"it has no {name} and no {name}.gz"):
-        data.load(tmp_path / "x")
+        catalogue.load(tmp_path / "x")
 
 
 def test_a_file_with_the_wrong_checksum_is_named(no_network, tmp_path, arrays):
     folder = write_idx(tmp_path / "mnist", arrays, zipped=True)
     for given in tmp_path, folder:
         with pytest.raises(ValueError, match=f"'mnist': {folder}/t.*.gz is not the file that TFDS's checksum asks for"):
-            data.load("mnist", tmp_path / "data", given)
+            catalogue.load("mnist", tmp_path / "data", given)
         assert list((tmp_path / "data").iterdir()) == []
 
 
@@ -189,25 +191,25 @@ def test_a_file_with_the_wrong_checksum_is_named(no_network, tmp_path, arrays):
 
 
 def test_ready_writes_nothing(tmp_path):
-    assert [row["name"] for row in data.ready(tmp_path / "none")] == list(data.DATASETS)
+    assert [row["name"] for row in catalogue.ready(tmp_path / "none")] == list(catalogue.DATASETS)
     assert not (tmp_path / "none").exists()
 
 
 def test_where_data_is_kept(monkeypatch):
     for variable in ("VGJAX_DATA_DIR", "TFDS_DATA_DIR", "XDG_CACHE_HOME"):
         monkeypatch.delenv(variable, raising=False)
-    assert data.default_data_dir() == Path.home() / ".cache" / "vgjax"
+    assert catalogue.default_data_dir() == Path.home() / ".cache" / "vgjax"
     for variable, given, expected in (  # each goes before the one above it
         ("XDG_CACHE_HOME", "/a", "/a/vgjax"),
         ("TFDS_DATA_DIR", "/b", "/b"),
         ("VGJAX_DATA_DIR", "~/c", Path.home() / "c"),
     ):
         monkeypatch.setenv(variable, given)
-        assert data.default_data_dir() == Path(expected)
+        assert catalogue.default_data_dir() == Path(expected)
 
 
-@pytest.mark.parametrize("name", data.DATASETS)
+@pytest.mark.parametrize("name", catalogue.DATASETS)
 def test_every_row_makes_a_data_set_or_says_what_is_missing(name, no_network, tmp_path):
-    with contextlib.suppress(data.DataUnavailable):
-        made = data.DATASETS[name].make(tmp_path)
+    with contextlib.suppress(catalogue.DataUnavailable):
+        made = catalogue.DATASETS[name].make(tmp_path)
         assert (made.name, set(made.train_labels)) == (name, set(range(made.classes)))

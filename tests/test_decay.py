@@ -8,7 +8,7 @@ import pytest
 from vgjax import analysis, run, theory
 from vgjax.activations import ACTIVATIONS
 from vgjax.config import Config, Hypers
-from vgjax.data import Dataset
+from vgjax.data.catalogue import Dataset
 
 DEPTH, SEEDS = 30, 10
 PHASES = {"ordered": 0.7, "critical": 1.0, "chaotic": 1.5}  # times the critical σ_w²

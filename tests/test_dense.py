@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from vgjax.dense import LARGEST_SMALL, Dense, dot_general
+from vgjax.network.dense import LARGEST_SMALL, Dense, dot_general
 
 EXAMPLES = 4
 FEW, MANY = (6, 5), (400, 300)  # weights

@@ -14,7 +14,7 @@ import xarray as xr
 from device_runs import CASES
 from test_engine import assert_same_history
 
-from vgjax import parallel
+from vgjax.training import parallel
 
 HERE = Path(__file__).parent
 FAST = "--xla_backend_optimization_level=0"  # compiles in half the time

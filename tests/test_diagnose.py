@@ -18,9 +18,10 @@ from experiments.keras_notebook import ADAM, IRIS
 from experiments.mxnet_mnist import CLEAN, GRID, HYPERS
 from vgjax import theory
 from vgjax.config import Config, Hypers
-from vgjax.data import load
-from vgjax.diagnosis import RULES, critical_draws, critical_variance, diagnose
-from vgjax.loop import run
+from vgjax.data.catalogue import load
+from vgjax.diagnosis.rules import RULES, critical_draws, diagnose
+from vgjax.theory.criticality import critical_variance
+from vgjax.training.loop import run
 
 pytestmark = pytest.mark.usefixtures("compiled_quickly")
 
@@ -359,7 +360,9 @@ def test_json_holds_every_finding(tanh):
 )
 def test_diagnose_is_the_function(code):
     """At every look, also after its room was imported."""
-    check = f"import vgjax.cli, vgjax.diagnosis\n{code}\nimport inspect\nassert inspect.isfunction(diagnose)"
+    check = (
+        f"import vgjax.command.cli, vgjax.diagnosis.rules\n{code}\nimport inspect\nassert inspect.isfunction(diagnose)"
+    )
     subprocess.run([sys.executable, "-c", check], check=True)
     assert vgjax.diagnose is diagnose
 

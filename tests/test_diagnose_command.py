@@ -8,8 +8,8 @@ from dataclasses import replace
 import pytest
 from test_diagnose import DECAY, HEALTHY, TANH
 
-from vgjax.cli import main
-from vgjax.loop import run
+from vgjax.command.cli import main
+from vgjax.training.loop import run
 
 
 @pytest.fixture(scope="module")

@@ -16,12 +16,13 @@ import jax.numpy as jnp
 import pytest
 import small
 
-import vgjax.folder
-import vgjax.progress
-from vgjax import checkpoint, history, run
-from vgjax.cli import main
-from vgjax.folder import claimed
-from vgjax.records import Records
+import vgjax.command.progress
+import vgjax.training.folder
+from vgjax import run
+from vgjax.command.cli import main
+from vgjax.training import checkpoint, history
+from vgjax.training.folder import claimed
+from vgjax.training.tensorboard import Records
 
 pytestmark = pytest.mark.usefixtures("an_epoch_a_chunk", "compiled_quickly")
 TRAIN = ["train", "--dataset", "iris", "--hidden", "8", "6", "--activation", "tanh", "--batch-size", "25"]
@@ -74,14 +75,14 @@ def undisturbed(tmp_path_factory):
 @pytest.fixture
 def at_step(monkeypatch):
     """Have something happen when a chunk has landed; a checkpoint is saved after each."""
-    monkeypatch.setattr(vgjax.folder, "SECONDS_BETWEEN_CHECKPOINTS", 0.0)
+    monkeypatch.setattr(vgjax.training.folder, "SECONDS_BETWEEN_CHECKPOINTS", 0.0)
 
     def arrange(step, do):
         def update(self, part, *rest):
             if part["evaluated_at"].values[-1] == step:
                 do()
 
-        monkeypatch.setattr(vgjax.progress.ProgressBar, "update", update)
+        monkeypatch.setattr(vgjax.command.progress.ProgressBar, "update", update)
 
     return arrange
 

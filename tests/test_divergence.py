@@ -13,9 +13,9 @@ import small
 import xarray as xr
 from reference import as_float64
 
-from vgjax import divergence, history
 from vgjax.config import Hypers
-from vgjax.loop import run
+from vgjax.training import divergence, history
+from vgjax.training.loop import run
 
 LINEAR = dataclasses.replace(
     small.CONFIG, activation="linear", hidden=(8, 8, 8), optimizer="sgd", shuffle="never", epochs=20, cadence="every(1)"

@@ -16,10 +16,11 @@ import small
 import xarray as xr
 
 import vgjax
-from vgjax import analysis, figures, stats
+from vgjax import analysis, figures
+from vgjax.command.printing import print_run, print_signals
 from vgjax.config import Config, Hypers
-from vgjax.data import Dataset, empty_classes
-from vgjax.show import print_run, print_signals
+from vgjax.data.catalogue import Dataset, empty_classes
+from vgjax.statistics import weights
 
 LINEAR = Config(
     dataset="small",
@@ -286,5 +287,5 @@ def test_64_bit_gradients_can_be_watched():
     """In a loop of one's own under JAX_ENABLE_X64: norms at any size that float32 holds."""
     with jax.enable_x64(True):
         g = np.random.default_rng(0).normal(size=(20, 10)) * 1e-30
-        found = stats.norm_statistics({"layer_1": {"kernel": jax.numpy.asarray(g)}})
+        found = weights.norm_statistics({"layer_1": {"kernel": jax.numpy.asarray(g)}})
     assert float(found["gradient_norm"][0]) / np.linalg.norm(g) == pytest.approx(1, rel=1e-6)

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 import small
 
-from vgjax import Config, Hypers, programs, run
+from vgjax import Config, Hypers, run
+from vgjax.training import programs
 
 CONFIG = Config(
     dataset="small",

@@ -12,26 +12,17 @@ import pytest
 import reference
 import small
 
-from vgjax import batches, parallel, programs, run
+from vgjax import run
 from vgjax.activations import steepest_slope
 from vgjax.config import Hypers
-from vgjax.history import load
-from vgjax.model import initial_variables
+from vgjax.data import batches
 from vgjax.names import text_of
+from vgjax.network.model import initial_variables
 from vgjax.settings import Settings, settings_from
-from vgjax.train import (
-    Lane,
-    Plan,
-    Program,
-    Shared,
-    fresh_state,
-    initial_state,
-    orders_of,
-    purpose_key,
-    record,
-    run_chunk,
-    train_step,
-)
+from vgjax.training import parallel, programs
+from vgjax.training.chunk import orders_of, run_chunk
+from vgjax.training.history import load
+from vgjax.training.step import Lane, Plan, Program, Shared, fresh_state, initial_state, purpose_key, record, train_step
 
 ALONE = parallel.Layout(1, "lanes")
 SETTINGS = [Hypers(0.1), Hypers(0.05)]

@@ -9,9 +9,10 @@ import pytest
 import reference
 from scipy import stats as scipy_stats
 
-from vgjax import profiles, theory
+from vgjax import theory
 from vgjax.config import Config, Hypers
-from vgjax.ensemble import draw_networks
+from vgjax.theory import profiles
+from vgjax.theory.ensemble import draw_networks
 
 N, BATCH, FEATURES, CLASSES = 150, 24, 10, 4
 NETWORKS = {

@@ -12,16 +12,17 @@ import small
 from reference import ACTIVATIONS
 from test_octaves import numpy_counts
 
-from vgjax import history, model, programs
 from vgjax.activations import steepest_slope
-from vgjax.batches import Batch
 from vgjax.config import Config, Hypers
-from vgjax.families import FAMILIES, chosen, kept
-from vgjax.loop import run
-from vgjax.model import initial_variables, stacks
-from vgjax.optim import make_optimizer
-from vgjax.parallel import Layout
-from vgjax.train import Lane, Program, State, record, train_step
+from vgjax.data.batches import Batch
+from vgjax.network import model
+from vgjax.network.model import initial_variables, stacks
+from vgjax.statistics.families import FAMILIES, chosen, kept
+from vgjax.training import history, programs
+from vgjax.training.loop import run
+from vgjax.training.optim import make_optimizer
+from vgjax.training.parallel import Layout
+from vgjax.training.step import Lane, Program, State, record, train_step
 
 FEATURES, CLASSES, EXAMPLES = 7, 4, 24
 HYPERS = Hypers(learning_rate=0.2, clip_threshold=0.004)

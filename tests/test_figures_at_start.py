@@ -9,7 +9,7 @@ import faults
 import numpy as np
 import pytest
 
-import vgjax.probe
+import vgjax.training.probe
 from experiments.options import Options
 
 # Experiment → where a smoke test is too small for every row to hold, what to change in its size; and its faults.
@@ -46,9 +46,9 @@ TRIALS: dict[str, tuple[dict[str, Any], tuple[faults.Fault, ...]]] = {
 @pytest.fixture(autouse=True)
 def fresh_programs() -> Any:
     """No program compiled with a fault serves another test."""
-    vgjax.probe._program.cache_clear()
+    vgjax.training.probe._program.cache_clear()
     yield
-    vgjax.probe._program.cache_clear()
+    vgjax.training.probe._program.cache_clear()
 
 
 REMEMBERED: dict[tuple, Any] = {}

@@ -12,12 +12,12 @@ import pytest
 import reference
 
 from vgjax.activations import ACTIVATIONS
-from vgjax.batches import Batch
 from vgjax.config import Config, Hypers
-from vgjax.model import MLP, initial_variables
-from vgjax.optim import make_optimizer
-from vgjax.parallel import Layout
-from vgjax.train import Lane, Program, State, train_step
+from vgjax.data.batches import Batch
+from vgjax.network.model import MLP, initial_variables
+from vgjax.training.optim import make_optimizer
+from vgjax.training.parallel import Layout
+from vgjax.training.step import Lane, Program, State, train_step
 
 TUTORIAL = (512, 256, 128, 64, 32, 16)
 INITIALIZER = {"sigmoid": "normal(0.3)", "linear": "lecun_normal"}  # a sigmoid network vanishes enough by itself

@@ -15,8 +15,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from vgjax.config import Config, Hypers
-from vgjax.grid import DEEPEST, FIELDS, MOST_POINTS, RANGES, Grid, as_plain, grid_from, read_grid
 from vgjax.settings import LARGEST_SEED
+from vgjax.sweeps.axes import DEEPEST, FIELDS, MOST_POINTS, RANGES
+from vgjax.sweeps.grid import Grid, as_plain, grid_from, read_grid
 
 FILE = """
 dataset: mnist
@@ -301,7 +302,9 @@ def test_values_of_another_kind_in_python():
 
 def test_room_is_light():
     """Reading a grid without ranges brings neither JAX nor NumPy."""
-    code = "import sys, vgjax.grid as g; g.Grid(product={'bias': [True]}); print({'jax', 'numpy'} & {*sys.modules})"
+    code = (
+        "import sys, vgjax.sweeps.grid as g; g.Grid(product={'bias': [True]}); print({'jax', 'numpy'} & {*sys.modules})"
+    )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "set()"
 

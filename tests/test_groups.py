@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from vgjax.layers import group, groups, is_weight, stack_name, unstacked, weight_groups
+from vgjax.network.layer_names import group, groups, is_weight, stack_name, unstacked, weight_groups
 
 
 def names(tree, **kwargs):

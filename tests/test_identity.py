@@ -11,7 +11,7 @@ import sys
 import pytest
 
 from vgjax.config import Config, Hypers
-from vgjax.grid import Grid, Point
+from vgjax.sweeps.grid import Grid, Point
 
 
 def address(config, hypers, seed):
@@ -74,8 +74,7 @@ def test_identity_is_the_same_however_it_is_written(one, same):
 
 def test_identity_outlives_the_process():
     """Another process, with another hash seed, has the same address."""
-    code = (
-        "from vgjax.grid import *; print(Grid(product={'depth': [2], 'width': [3]}, seeds=(9,)).expand()[0].identity())"
-    )
+    grid = "Grid(product={'depth': [2], 'width': [3]}, seeds=(9,))"
+    code = f"from vgjax.sweeps.grid import *; print({grid}.expand()[0].identity())"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == address(Config(hidden=(3, 3)), Hypers(), 9)

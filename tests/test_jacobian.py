@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from vgjax.jacobian import (
+from vgjax.theory.jacobian import (
     eigenvalue_density,
     eigenvalue_spread,
     fourth_moment_growth,

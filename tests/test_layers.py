@@ -140,7 +140,7 @@ def test_import_of_the_engine_leaves_tensorflow_out():
     [
         "from vgjax import run, Config",
         "import vgjax; vgjax.run; run = vgjax.run",
-        "import vgjax.records, vgjax.cli; from vgjax import run",
+        "import vgjax.training.tensorboard, vgjax.command.cli; from vgjax import run",
     ],
 )
 def test_run_is_the_function(code):

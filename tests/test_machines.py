@@ -22,8 +22,9 @@ import xarray as xr
 from machine_runs import CASES, RESUMED
 from test_engine import assert_same_history
 
-from vgjax import checkpoint, load, run
-from vgjax.cli import main, parse
+from vgjax import load, run
+from vgjax.command.cli import main, parse
+from vgjax.training import checkpoint
 
 HERE = Path(__file__).parent
 FAST = "--xla_backend_optimization_level=0"  # compiles in half the time

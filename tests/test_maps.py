@@ -12,9 +12,12 @@ from matplotlib.collections import QuadMesh
 from matplotlib.patches import Rectangle
 from scipy import stats as scipy_stats
 
-from vgjax import map_figures, maps, run, show
+from vgjax import run
+from vgjax.command import printing
 from vgjax.config import Config, Hypers
-from vgjax.data import load
+from vgjax.data.catalogue import load
+from vgjax.sweeps import map_figures, maps
+from vgjax.sweeps.theory_curves import Curve, theory_curve
 
 pytestmark = pytest.mark.usefixtures("compiled_quickly")
 
@@ -187,7 +190,7 @@ def test_best(history: xr.Dataset, capsys: pytest.CaptureFixture) -> None:
     assert accuracy["value"][:kept].is_monotonic_decreasing and accuracy["value"][kept:].isna().all()
     with pytest.raises(ValueError, match="there is no best 'decay'; allowed: validation_accuracy, validation_loss"):
         maps.best(history, "decay")
-    show.print_best(found, "validation_loss")
+    printing.print_best(found, "validation_loss")
     _, head, first, *_ = capsys.readouterr().out.splitlines()
     assert head.split()[:5] == ["learning_rate", "depth", "sigma_w2", "validation", "loss"]
     assert [float(word) for word in first.split()[:3]] == list(ranked[0])
@@ -230,14 +233,14 @@ def test_trainable_depth(x: str, power: int, initializer: str, gain: int) -> Non
     values = (np.linspace(1, 4, 7) / gain) ** (1 / power)
     config, hypers = replace(TANH, initializer=initializer), Hypers(sigma_b=0.05**0.5)
     history = grid(**{x: values, "depth": np.full(7, 3)})
-    curve = maps.theory_curve(history, x, "depth", config, hypers)
+    curve = theory_curve(history, x, "depth", config, hypers)
     assert curve is not None and "6" in curve.label
     sigma_w2 = gain * curve.x**power
     assert len(sigma_w2) > 100 and (np.diff(sigma_w2) > 0).all()
     for at, scale in DEPTH_SCALES.items():
         assert 1 / np.interp(at, sigma_w2, 1 / curve.y) == pytest.approx(6 * scale, rel=0.004)
     np.testing.assert_allclose(sigma_w2[np.isinf(curve.y)], [CRITICAL[0.05]], rtol=1e-5)
-    swapped = maps.theory_curve(history, "depth", x, config, hypers)
+    swapped = theory_curve(history, "depth", x, config, hypers)
     assert swapped is not None
     np.testing.assert_array_equal(swapped.x, curve.y)
     np.testing.assert_array_equal(swapped.y, curve.x)
@@ -246,37 +249,37 @@ def test_trainable_depth(x: str, power: int, initializer: str, gain: int) -> Non
 @pytest.mark.parametrize(("y", "power"), [("sigma_b", 2), ("sigma_b2", 1)])
 def test_critical_line(y: str, power: int) -> None:
     history = grid(**{"sigma_w": np.linspace(1, 2, 5), y: np.linspace(0, 0.5, 5)})
-    curve = maps.theory_curve(history, "sigma_w", y, replace(TANH, initializer="he_normal"), Hypers())
+    curve = theory_curve(history, "sigma_w", y, replace(TANH, initializer="he_normal"), Hypers())
     assert curve is not None
     for sigma_b2, sigma_w2 in CRITICAL.items():
         assert 2 * np.interp(sigma_b2, curve.y**power, curve.x) ** 2 == pytest.approx(sigma_w2, rel=2e-3)
-    assert maps.theory_curve(history, "sigma_w", y, replace(TANH, bias=False), Hypers()) is None
+    assert theory_curve(history, "sigma_w", y, replace(TANH, bias=False), Hypers()) is None
 
 
 def test_lanes_overrule_the_base_of_a_sweep() -> None:
     """What the lanes were run with counts, where they agree."""
     plane = {"sigma_w2": np.linspace(1, 3, 4), "depth": np.full(4, 3)}
     tanh = grid(**plane, activation=["tanh"] * 4, sigma_b=np.full(4, 0.05**0.5))
-    curve = maps.theory_curve(tanh, "sigma_w2", "depth", CONFIG, Hypers())
+    curve = theory_curve(tanh, "sigma_w2", "depth", CONFIG, Hypers())
     assert curve is not None and curve.x[np.isinf(curve.y)] == pytest.approx(CRITICAL[0.05], rel=1e-5)
     mixed = grid(**plane, activation=["tanh", "relu"] * 2)
-    assert maps.theory_curve(mixed, "sigma_w2", "depth", CONFIG, Hypers()) is None
+    assert theory_curve(mixed, "sigma_w2", "depth", CONFIG, Hypers()) is None
 
 
 def test_where_theory_is_silent() -> None:
     """ReLU above criticality, or with biases; norms, branches and batches that rescale; other planes."""
     plane = grid(sigma_w2=np.linspace(1, 3, 4), depth=np.full(4, 3), learning_rate=[0.1] * 4)
-    curve = maps.theory_curve(plane, "sigma_w2", "depth", CONFIG, Hypers())
+    curve = theory_curve(plane, "sigma_w2", "depth", CONFIG, Hypers())
     assert curve is not None and np.isfinite(curve.y[curve.x < 1.99]).all() and np.isnan(curve.y[curve.x > 2.01]).all()
     relu = grid(sigma_w2=np.linspace(1, 3, 4), sigma_b2=np.linspace(0, 1, 4))
-    assert maps.theory_curve(relu, "sigma_w2", "sigma_b2", CONFIG, Hypers()) is None
+    assert theory_curve(relu, "sigma_w2", "sigma_b2", CONFIG, Hypers()) is None
     for change in ({"norm": "batch"}, {"branch": "residual"}, {"initializer": "lsuv"}):
-        assert maps.theory_curve(plane, "sigma_w2", "depth", replace(TANH, **change), Hypers()) is None
-    assert maps.theory_curve(plane, "learning_rate", "depth", TANH, Hypers()) is None
-    assert maps.theory_curve(plane, "depth", "learning_rate", TANH, Hypers()) is None
+        assert theory_curve(plane, "sigma_w2", "depth", replace(TANH, **change), Hypers()) is None
+    assert theory_curve(plane, "learning_rate", "depth", TANH, Hypers()) is None
+    assert theory_curve(plane, "depth", "learning_rate", TANH, Hypers()) is None
     narrowing = grid((4, 9, 6, 3, 3), sigma_w2=np.linspace(1, 3, 4), depth=np.full(4, 3))
-    assert maps.theory_curve(narrowing, "sigma_w2", "depth", replace(TANH, initializer="uniform"), Hypers()) is None
-    assert maps.theory_curve(narrowing, "sigma_w2", "depth", TANH, Hypers()) is not None
+    assert theory_curve(narrowing, "sigma_w2", "depth", replace(TANH, initializer="uniform"), Hypers()) is None
+    assert theory_curve(narrowing, "sigma_w2", "depth", TANH, Hypers()) is not None
 
 
 # Figures
@@ -292,7 +295,7 @@ def table(x: str, y: str) -> pd.DataFrame:
 
 def test_heat_map_shows_the_table() -> None:
     """Every cell around its point with its value, on the scale of x; hatches where lanes diverged; theory inside."""
-    curve = maps.Curve(np.array([1.0, 10.0, 100.0]), np.array([2.0, np.inf, np.nan]), "critical")
+    curve = Curve(np.array([1.0, 10.0, 100.0]), np.array([2.0, np.inf, np.nan]), "critical")
     figure = map_figures.heat_map(table("depth", "sigma_w"), "depth", "sigma_w", "value [unit]", curve)
     axes, bar = figure.axes
     (mesh,) = [one for one in axes.collections if isinstance(one, QuadMesh)]

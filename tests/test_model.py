@@ -11,9 +11,9 @@ import pytest
 import small
 
 from vgjax.config import Config, Hypers
-from vgjax.layers import unstacked
-from vgjax.model import MLP, initial_variables
-from vgjax.train import purpose_key
+from vgjax.network.layer_names import unstacked
+from vgjax.network.model import MLP, initial_variables
+from vgjax.training.step import purpose_key
 
 
 def seen_at_start(config, **hypers):

@@ -19,8 +19,9 @@ from reference import leaky_relu
 from scipy.stats import t as student
 from threadpoolctl import threadpool_limits
 
-from vgjax import profiles, theory
+from vgjax import theory
 from vgjax.activations import ACTIVATIONS
+from vgjax.theory import profiles
 
 LEVEL = 0.01
 LAYERS = 8

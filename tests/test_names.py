@@ -12,9 +12,9 @@ import pytest
 
 from vgjax import names
 from vgjax.activations import ACTIVATIONS, activation
-from vgjax.data import DATASETS
+from vgjax.data.catalogue import DATASETS
 from vgjax.initializers import INITIALIZERS, initializer, is_data_dependent, weight_variance
-from vgjax.optim import CLIPS, OPTIMIZERS, SCHEDULES
+from vgjax.training.optim import CLIPS, OPTIMIZERS, SCHEDULES
 
 TABLES = {
     "activation": ACTIVATIONS,

@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 
 from vgjax.config import Config, Hypers
-from vgjax.optim import CLIPS, OPTIMIZERS, SCHEDULES, Points, make_optimizer, zeroed
+from vgjax.statistics.view import Points
+from vgjax.training.optim import CLIPS, OPTIMIZERS, SCHEDULES, make_optimizer, zeroed
 
 LR = 0.1
 RTOL = 1e-5

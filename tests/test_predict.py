@@ -10,10 +10,11 @@ import pandas as pd
 import pytest
 from PIL import Image
 
-from vgjax import analysis, history
-from vgjax.cli import main
+from vgjax import analysis
+from vgjax.command.cli import main
 from vgjax.config import Config, Hypers
-from vgjax.data import load
+from vgjax.data.catalogue import load
+from vgjax.training import history
 
 NETWORK = ["--dataset", "iris", "--hidden", "20", "20", "20", "--activation", "tanh", "--batch-size", "30"]
 

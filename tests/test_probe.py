@@ -12,8 +12,8 @@ import small
 
 from vgjax import Hypers, run
 from vgjax.config import Config
-from vgjax.probe import Network, per_layer, probe
-from vgjax.stats import norm_statistics
+from vgjax.statistics.weights import norm_statistics
+from vgjax.training.probe import Network, per_layer, probe
 
 CONFIG = Config(hidden=(7,) * 15, activation="tanh", initializer="mean_field")  # a stack, and layers beside it
 HYPERS = [Hypers(sigma_w=1.2, sigma_b=0.3), Hypers(sigma_w=2.0)]

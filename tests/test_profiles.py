@@ -10,8 +10,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from vgjax import profiles, theory
+from vgjax import theory
 from vgjax.activations import ACTIVATIONS
+from vgjax.theory import profiles
 
 MNIST_WIDTHS = [784, 512, 256, 128, 64, 32, 16, 10]
 XAVIER = "mxnet_xavier(factor_type=in, magnitude=2.34)"

@@ -31,7 +31,7 @@ def test_python_in_the_readme_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 
 def test_initializer_in_the_readme_trains(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The example of an initializer of one's own is imported by its name and used."""
-    from vgjax.cli import main
+    from vgjax.command.cli import main
 
     blocks = re.findall(r"```python\n(.*?)```", PAGES[0].read_text(), re.S)
     (tmp_path / "mine.py").write_text(next(block for block in blocks if "# mine.py" in block))
@@ -44,8 +44,8 @@ def test_initializer_in_the_readme_trains(tmp_path: Path, monkeypatch: pytest.Mo
 
 def test_clinic_commands_in_the_readme_are_understood() -> None:
     """Every line with the clinic parses."""
-    from vgjax.cli import parse
-    from vgjax.commands import Clinic
+    from vgjax.command.cli import parse
+    from vgjax.command.clinic import Clinic
 
     lines = re.findall(r"^\.venv/bin/vgjax (clinic [^#\n]+)", PAGES[0].read_text(), re.M)
     assert len(lines) == 3 and all(isinstance(parse(line.split()), Clinic) for line in lines)
@@ -68,7 +68,7 @@ def test_the_sweep_in_the_readme_runs(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:
     """The grid and both of its commands, in one epoch: the plan first, then the map; said again, nothing is run."""
-    from vgjax.cli import main
+    from vgjax.command.cli import main
 
     text = PAGES[0].read_text()
     grid = re.search(r"```yaml\n# grid.yaml\n(.*?)```", text, re.S)[1]

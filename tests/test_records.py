@@ -14,9 +14,10 @@ import small
 import xarray as xr
 from test_engine import SETTINGS
 
-from vgjax import Hypers, history, load, records, run
-from vgjax.octaves import N_BINS, NAN_BIN, ZERO_BIN, bin_edges
-from vgjax.records import FIRST_PAGE, Records, tensorboard_histogram
+from vgjax import Hypers, load, run
+from vgjax.statistics.histograms import N_BINS, NAN_BIN, ZERO_BIN, bin_edges, tensorboard_histogram
+from vgjax.training import history, tensorboard
+from vgjax.training.tensorboard import FIRST_PAGE, Records
 
 EXPLODING = [Hypers(0.1), Hypers(1e38)]
 
@@ -277,10 +278,10 @@ with ThreadPoolExecutor(4) as pool:
 
 def test_a_folder_that_vanishes_between_two_files(folder, tmp_path, monkeypatch):
     """It is said, and the next file does not make it again."""
-    path, opened, open_writer = tmp_path / "run", [], records._open_writer
+    path, opened, open_writer = tmp_path / "run", [], tensorboard._open_writer
     path.mkdir()
-    monkeypatch.setattr(records, "_open_writer", lambda place: opened.append(open_writer(place)) or opened[-1])
-    monkeypatch.setattr(records, "_events", lambda run: shutil.rmtree(path, ignore_errors=True) or [])
+    monkeypatch.setattr(tensorboard, "_open_writer", lambda place: opened.append(open_writer(place)) or opened[-1])
+    monkeypatch.setattr(tensorboard, "_events", lambda run: shutil.rmtree(path, ignore_errors=True) or [])
     writing = Records(path)
     writing.write(load(folder))
     with pytest.raises(FileNotFoundError, match=str(path)):
@@ -292,7 +293,9 @@ def test_resuming_doubles_no_step(tmp_path, monkeypatch, an_epoch_a_chunk):
     """A run that was interrupted after its second chunk goes on, and its records are those of an undisturbed one."""
     path = tmp_path / "run"
     one_chunk = lambda _: len(list((path / "history").glob("*.nc"))) == 1  # noqa: E731
-    monkeypatch.setattr("vgjax.folder.RunFolder.wants_checkpoint", one_chunk)  # the second chunk has no checkpoint
+    monkeypatch.setattr(
+        "vgjax.training.folder.RunFolder.wants_checkpoint", one_chunk
+    )  # the second chunk has no checkpoint
 
     def interrupt(part, total):
         if int(part["evaluated_at"].values[0]) == 6:

@@ -10,7 +10,8 @@ import small
 from test_engine import batch_of, changed, pieces
 
 from vgjax import run
-from vgjax.train import evaluate, initial_state, train_step
+from vgjax.training.chunk import evaluate
+from vgjax.training.step import initial_state, train_step
 
 
 def numbers(batch):

@@ -13,9 +13,9 @@ import numpy as np
 import pytest
 import xarray as xr
 
-from vgjax.cli import main
+from vgjax.command.cli import main
 from vgjax.files import write_sealed
-from vgjax.reruns import rerun
+from vgjax.sweeps.reruns import rerun
 
 TRAIN = "train --dataset iris --hidden 8 8 --epochs 2 --batch-size 50 --seeds 5 9 --sigma-w 1.3 --tensorboard none"
 GRID = """

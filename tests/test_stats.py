@@ -7,8 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from vgjax import stats
-from vgjax.layers import weight_groups
+from vgjax.network.layer_names import weight_groups
+from vgjax.statistics import weights
 
 TINY = np.finfo(np.float32).smallest_normal  # below it a CPU flushes to zero
 
@@ -34,7 +34,7 @@ def expected(g):
 def found(g):
     """The package's, of one layer, compiled."""
     tree = {"layer_1": {"kernel": jnp.asarray(g)}}
-    statistics = jax.jit(lambda tree: stats.norm_statistics(tree) | stats.gradient_statistics(tree))(tree)
+    statistics = jax.jit(lambda tree: weights.norm_statistics(tree) | weights.gradient_statistics(tree))(tree)
     return {name: float(value[0]) for name, value in statistics.items()}
 
 
@@ -114,7 +114,7 @@ def test_weight_statistics():
     w, dw = ([rng.normal(size=(5, 4)).astype(np.float32) for _ in range(3)] for _ in range(2))
     w[0], dw[0], dw[1], w[2] = w[0] * 1e-25, dw[0] * 1e-30, dw[1] * 1e30, w[2] * 0
     trees = [{f"layer_{i}": {"kernel": jnp.asarray(x)} for i, x in enumerate(xs, 1)} for xs in (w, dw)]
-    have = jax.jit(stats.weight_statistics)(*trees)
+    have = jax.jit(weights.weight_statistics)(*trees)
     sizes = [[np.linalg.norm(x.astype(np.float64)) for x in xs] for xs in (w, dw)]
     np.testing.assert_allclose(have["weight_norm"], sizes[0], rtol=1e-6)
     np.testing.assert_allclose(have["update_ratio"][:2], np.divide(sizes[1][:2], sizes[0][:2]), rtol=1e-6)
@@ -136,7 +136,7 @@ def test_the_three_points(size):
     g, dw = (unit * size).astype(np.float32), (dw / size).astype(np.float32)
     g[::3] = 0
     c = np.clip(g, -0.7 * np.float32(size), 0.7 * np.float32(size))
-    found = jax.jit(stats.point_statistics)(tree_of(g), tree_of(c), tree_of(dw))
+    found = jax.jit(weights.point_statistics)(tree_of(g), tree_of(c), tree_of(dw))
     g, c, dw = (x.astype(np.float64) for x in (g, c, dw))
     cosine = lambda a, b: (a * b).sum() / np.linalg.norm(a) / np.linalg.norm(b)  # noqa: E731
     want = {
@@ -154,7 +154,7 @@ def test_the_three_points(size):
 def test_clipping_may_also_enlarge():
     """An element counts as clipped whichever way it was changed."""
     raw, clipped = jnp.array([[1.0, -1.0, 2.0, 3.0]]), jnp.array([[2.0, -3.0, 1.0, 3.0]])
-    assert stats.point_statistics(*map(tree_of, (raw, clipped, raw)))["clipped_fraction"][0] == 0.75
+    assert weights.point_statistics(*map(tree_of, (raw, clipped, raw)))["clipped_fraction"][0] == 0.75
 
 
 @pytest.mark.parametrize("is_stack", [False, True])
@@ -162,7 +162,7 @@ def test_a_gradient_that_nothing_clips(is_stack):
     """The same array at two points is unclipped, NaN too; a copy of it likewise, and one other bit is seen."""
     g = jnp.array([[[1.0, jnp.nan], [0.0, 1e-40]]] * 3)[slice(None) if is_stack else 0]
     tree = lambda x: {"layers_1_to_3" if is_stack else "layer_1": {"kernel": x}}  # noqa: E731
-    points = lambda c: np.asarray(stats.point_statistics(tree(g), tree(c), tree(g))["clipped_fraction"])  # noqa: E731
+    points = lambda c: np.asarray(weights.point_statistics(tree(g), tree(c), tree(g))["clipped_fraction"])  # noqa: E731
     np.testing.assert_array_equal(points(g), 0)
     np.testing.assert_array_equal(points(jnp.array(np.array(g))), 0)
     np.testing.assert_array_equal(points(g.at[..., 1, 0].set(-0.0)), 0.25)
@@ -171,10 +171,10 @@ def test_a_gradient_that_nothing_clips(is_stack):
 def test_a_vanished_point_has_no_direction():
     """Cosines with zeros are undefined, NaN and Inf stay, and nothing is hidden."""
     zero, one = jnp.zeros((3, 2)), jnp.ones((3, 2))
-    found = stats.point_statistics(tree_of(one), tree_of(zero), tree_of(one.at[0, 0].set(jnp.nan)))
+    found = weights.point_statistics(tree_of(one), tree_of(zero), tree_of(one.at[0, 0].set(jnp.nan)))
     assert np.isnan(found["clipped_cosine"][0]) and np.isnan(found["update_norm"][0])
     assert found["clipped_norm"][0] == 0 and found["clipped_fraction"][0] == 1
-    assert stats.point_statistics(*[tree_of(one.at[0, 0].set(jnp.inf))] * 3)["update_norm"][0] == np.inf
+    assert weights.point_statistics(*[tree_of(one.at[0, 0].set(jnp.inf))] * 3)["update_norm"][0] == np.inf
 
 
 @pytest.mark.parametrize("size", [1e-36, 1e-22, 1.0, 1e25])
@@ -186,7 +186,7 @@ def test_one_vanished_layer_spoils_no_other(size):
     b[np.abs(b) < TINY] = 0
     layers = a, b, np.zeros_like(a)
     tree = {f"layer_{i}": {"kernel": jnp.asarray(x)} for i, x in enumerate(layers)}
-    found = jax.jit(stats.norm_statistics)(tree)
+    found = jax.jit(weights.norm_statistics)(tree)
     for i, x in enumerate(layers):
         want = expected(x)
         for name in ("gradient_norm", "gradient_rms"):
@@ -200,7 +200,9 @@ def test_layers_of_a_stack_count_their_own_elements():
     stack, single = rng.normal(size=(3, 5, 4)).astype(np.float32), rng.normal(size=(4, 2)).astype(np.float32)
     stack[0, :2], stack[1, 0], stack[2, 0, 0], stack[2, 1] = 0, 1e-9, 0, from_bits(0x00000007)
     tree = {"blocks": {"kernel": jnp.asarray(stack)}, "head": {"kernel": jnp.asarray(single)}}
-    have = jax.jit(lambda tree: stats.norm_statistics(tree, "blocks") | stats.gradient_statistics(tree, "blocks"))(tree)
+    have = jax.jit(lambda tree: weights.norm_statistics(tree, "blocks") | weights.gradient_statistics(tree, "blocks"))(
+        tree
+    )
     for i, layer in enumerate([*stack, single]):
         for name, value in expected(layer).items():
             assert float(have[name][i]) == pytest.approx(value, rel=5e-6, abs=1e-30), (name, i)
@@ -209,7 +211,7 @@ def test_layers_of_a_stack_count_their_own_elements():
 def test_norm_and_rms():
     """The two alone say what the record says."""
     g = (np.random.default_rng(2).normal(size=(30, 20)) * 1e-30).astype(np.float32)
-    for function, name in ((stats.norm, "gradient_norm"), (stats.rms, "gradient_rms")):
+    for function, name in ((weights.norm, "gradient_norm"), (weights.rms, "gradient_rms")):
         assert float(function(jnp.asarray(g))) == pytest.approx(expected(g)[name], rel=1e-6, abs=0)
 
 
@@ -228,7 +230,7 @@ def test_update_ratio_where_norms_overflow(size, ratio):
     """The norm of 1600 weights of 3·10³⁷ is no float32 number, and that of their update need not be one either."""
     weights = {"a": {"w": jnp.full((40, 40), size)}}
     updates = jax.tree.map(lambda w: w * ratio, weights)
-    found = stats.weight_statistics(weights, updates)
+    found = weights.weight_statistics(weights, updates)
     assert float(found["update_ratio"][0]) == pytest.approx(abs(ratio), rel=1e-6)
     assert np.isinf(found["weight_norm"][0]) == (size == 3e37)
 
@@ -237,7 +239,7 @@ def test_cosines_end_at_1():
     """Rounding of three sums would go beyond, where arccos has no value."""
     for seed in range(30):
         g = {"a": {"w": jnp.asarray(np.random.default_rng(seed).normal(size=(3, 3)), jnp.float32)}}
-        found = stats.point_statistics(g, g, jax.tree.map(lambda x: -0.1 * x, g))
+        found = weights.point_statistics(g, g, jax.tree.map(lambda x: -0.1 * x, g))
         assert float(found["update_cosine"][0]) <= 1 and float(found["update_cosine"][0]) == pytest.approx(1, rel=1e-6)
 
 
@@ -246,7 +248,7 @@ def test_many_lost_numbers_are_counted():
     some = np.ones((200, 300), np.float32)
     some[:100], some[100:150] = 0, 1e-9
     arrays = jnp.full((70, 100), 1e-9), jnp.zeros((1100, 1000)), jnp.asarray(some)
-    have = stats.gradient_statistics({f"layer_{i}": {"kernel": x} for i, x in enumerate(arrays, 1)})
+    have = weights.gradient_statistics({f"layer_{i}": {"kernel": x} for i, x in enumerate(arrays, 1)})
     assert have["gradient_zero_fraction"].tolist() == [0, 1, 0.5]
     for kind, lost in (("float16", [1, np.nan, 0.5]), ("bfloat16", [0, np.nan, 0])):
         np.testing.assert_array_equal(have[f"gradient_{kind}_underflow"], lost)
@@ -260,5 +262,5 @@ def test_bad_layers_are_told_apart():
         "layers_2_to_4": {"kernel": stack.at[1, 3, 3].set(jnp.nan)},
         "layer_5": {"kernel": jnp.ones((4, 2))},
     }
-    found = jax.jit(lambda tree: stats.any_bad(weight_groups(tree)))(tree)
+    found = jax.jit(lambda tree: weights.any_bad(weight_groups(tree)))(tree)
     assert found.tolist() == [True, False, True, False, False]

@@ -13,7 +13,7 @@ import pytest
 from test_checkpoint import environment
 
 from vgjax import load
-from vgjax.cli import main
+from vgjax.command.cli import main
 
 GRID = """
 dataset: iris

@@ -13,10 +13,10 @@ import numpy as np
 import pytest
 import small
 
-from vgjax import capacity
 from vgjax.config import Config
-from vgjax.grid import Grid, read_grid
-from vgjax.sweep_plan import Slice, bytes_of_lane, cut, estimate, halved, seconds_of_lane, shape
+from vgjax.sweeps import capacity
+from vgjax.sweeps.grid import Grid, read_grid
+from vgjax.sweeps.plan import Slice, bytes_of_lane, cut, estimate, halved, seconds_of_lane, shape
 
 WIDE = Config(dataset="small", hidden=(8,), batch_size=16)
 DEPTHS = Grid(product={"depth": [2, 9, 20], "sigma_w2": [1.0, 2.0, 3.0]}, config=WIDE, seeds=3)

@@ -15,8 +15,10 @@ import small
 import sweep_run
 from test_checkpoint import environment
 
-from vgjax import Config, Grid, load, maps, run, sweep, sweeps
-from vgjax.sweeps import Job
+from vgjax import Config, Grid, load, run, sweep
+from vgjax.sweeps import maps
+from vgjax.sweeps import sweep as sweep_module
+from vgjax.sweeps.sweep import Job
 
 HERE = Path(__file__).parent
 GRID, LANES = sweep_run.GRID, sweep_run.LANES
@@ -133,7 +135,7 @@ def test_a_lane_that_diverges_stays(tmp_path):
 
 def test_out_of_memory_halves_the_slice(monkeypatch):
     """Where so many lanes do not fit, half as many are tried, for all that share the program; nothing is lost."""
-    real, tried = sweeps.run, []
+    real, tried = sweep_module.run, []
 
     def with_little_memory(*args, lanes, **kwargs):
         tried.append(lanes)
@@ -141,7 +143,7 @@ def test_out_of_memory_halves_the_slice(monkeypatch):
             raise RuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 123456 bytes.")
         return real(*args, lanes=lanes, **kwargs)
 
-    monkeypatch.setattr(sweeps, "run", with_little_memory)
+    monkeypatch.setattr(sweep_module, "run", with_little_memory)
     grid, notes = replace(GRID, zip={}, product={"depth": [2, 13], "learning_rate": [0.1, 0.2]}), []
     found = train(grid, note=notes.append)
     assert tried[0] == 6 and set(tried[1:]) == {3} and len(tried) == 5
@@ -157,7 +159,7 @@ def test_one_lane_that_does_not_fit_is_an_error(monkeypatch):
     def never(*args, **kwargs):
         raise MemoryError
 
-    monkeypatch.setattr(sweeps, "run", never)
+    monkeypatch.setattr(sweep_module, "run", never)
     with pytest.raises(MemoryError):
         train()
 

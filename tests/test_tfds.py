@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from test_data import FOUR
 
-from vgjax import data
+from vgjax.data import catalogue
 
 
 def register_builders():
@@ -89,7 +89,7 @@ def cached(tiny_cache, tmp_path):
 
 
 def test_what_tfds_prepared_is_what_its_builder_made(tiny_cache):
-    tiny = data.load("tiny_images", tiny_cache)
+    tiny = catalogue.load("tiny_images", tiny_cache)
     assert (tiny.train_inputs.dtype, tiny.train_labels.dtype) == (np.uint8, np.int32)
     assert (tiny.classes, tiny.shape, tiny.source) == (4, (5, 6), "TFDS tiny_images 1.2.3")
     for count, inputs, labels in (40, tiny.train_inputs, tiny.train_labels), (9, tiny.test_inputs, tiny.test_labels):
@@ -102,7 +102,7 @@ def test_only_the_arrays_stay(tiny_cache):
 
 
 def test_cached_arrays_need_neither_tfds_nor_tensorflow(tiny_cache):
-    code = "import sys; from vgjax import data; tiny = data.load('tiny_images', sys.argv[1])\n"
+    code = "import sys; from vgjax import data; tiny = catalogue.load('tiny_images', sys.argv[1])\n"
     ran = run_python(code + "print(len(tiny.train_labels), *sys.modules)", tiny_cache)
     assert ran.returncode == 0, ran.stderr
     count, *modules = ran.stdout.split()
@@ -118,7 +118,7 @@ def test_what_tfds_itself_prepared_is_taken_in_its_order(tiny_builder, tmp_path)
     before = sorted(tmp_path.rglob("*"))
     expected = [int(label) for _, label in tfds.as_numpy(builder.as_dataset("train", as_supervised=True))]
     assert expected != [n % 4 for n in range(40)]
-    assert data.load("tiny_images", tmp_path).train_labels.tolist() == expected
+    assert catalogue.load("tiny_images", tmp_path).train_labels.tolist() == expected
     assert sorted(p for p in tmp_path.rglob("*") if "arrays" not in p.parts) == before
 
 
@@ -138,19 +138,19 @@ def flip(content, place):
     ],
 )
 def test_damaged_cache_is_named_and_refused_and_made_anew_on_request(tiny_builder, cached, damage):
-    whole = data.load("tiny_images", cached.parents[1])
+    whole = catalogue.load("tiny_images", cached.parents[1])
     cached.write_bytes(damage(cached.read_bytes()))
     with pytest.raises(ValueError, match=f"{cached} is damaged .*make it anew by `vgjax data prepare tiny_images`"):
-        data.load("tiny_images", cached.parents[1])
-    again = data.prepare("tiny_images", cached.parents[1])
+        catalogue.load("tiny_images", cached.parents[1])
+    again = catalogue.prepare("tiny_images", cached.parents[1])
     np.testing.assert_array_equal(again.train_inputs, whole.train_inputs)
-    np.testing.assert_array_equal(data.load("tiny_images", cached.parents[1]).test_labels, whole.test_labels)
+    np.testing.assert_array_equal(catalogue.load("tiny_images", cached.parents[1]).test_labels, whole.test_labels)
 
 
 def test_another_sets_file_is_refused(cached):
     cached.rename(cached.with_name("cifar10.npz"))
     with pytest.raises(ValueError, match=r"cifar10.npz is damaged \(it holds 'tiny_images'\)"):
-        data.load("cifar10", cached.parents[1])
+        catalogue.load("cifar10", cached.parents[1])
 
 
 class Bomb:
@@ -172,13 +172,13 @@ def test_no_pickle_is_loaded(cached, tmp_path, bare):
             harm = pickle.dumps(bomb) if bare else buffer.getvalue()
             archive.writestr(name, harm if name == "train_labels.npy" else content)
     with pytest.raises(ValueError, match=r"tiny_images.npz is damaged"):
-        data.load("tiny_images", cached.parents[1])
+        catalogue.load("tiny_images", cached.parents[1])
     assert not (tmp_path / "went_off").exists()
 
 
 def test_a_preparation_that_fails_says_so_in_one_line_and_leaves_nothing(tiny_builder, tmp_path):
     with pytest.raises(ValueError, match=r"'tiny_broken': TFDS cannot prepare it .RuntimeError: .*half-way") as caught:
-        data.load("tiny_broken", tmp_path)
+        catalogue.load("tiny_broken", tmp_path)
     assert "\n" not in str(caught.value)
     assert list(tmp_path.iterdir()) == []
 
@@ -203,15 +203,15 @@ def test_a_preparation_that_fails_says_so_in_one_line_and_leaves_nothing(tiny_bu
 def test_bad_names_get_one_clear_line(tiny_builder, tmp_path, monkeypatch, name, words):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(ValueError, match=words) as caught:
-        data.load(name, tmp_path / "data")
+        catalogue.load(name, tmp_path / "data")
     assert "\n" not in str(caught.value)
     assert not (tmp_path / "data").exists()
 
 
 def test_without_a_network_the_refusal_is_quick_and_says_what_to_do(no_network, tmp_path):
     start = time.perf_counter()
-    with pytest.raises(data.DataUnavailable, match=r"train-images-idx3-ubyte.gz.*--manual-dir DIR") as caught:
-        data.load("fashion_mnist", tmp_path / "data")
+    with pytest.raises(catalogue.DataUnavailable, match=r"train-images-idx3-ubyte.gz.*--manual-dir DIR") as caught:
+        catalogue.load("fashion_mnist", tmp_path / "data")
     assert time.perf_counter() - start < 30  # TFDS's own retries take minutes
     assert "\n" not in str(caught.value)
     assert not (tmp_path / "data").exists()
@@ -219,10 +219,10 @@ def test_without_a_network_the_refusal_is_quick_and_says_what_to_do(no_network, 
 
 def test_a_manual_dir_that_is_not_there_is_refused(tmp_path, monkeypatch):
     with pytest.raises(ValueError, match=r"no folder .*nowhere"):
-        data.load("mnist", tmp_path, tmp_path / "nowhere")
+        catalogue.load("mnist", tmp_path, tmp_path / "nowhere")
     monkeypatch.setenv("VGJAX_MANUAL_DIR", str(tmp_path / "elsewhere"))
     with pytest.raises(ValueError, match=r"no folder .*elsewhere"):
-        data.load("mnist", tmp_path)
+        catalogue.load("mnist", tmp_path)
 
 
 @pytest.fixture
@@ -235,7 +235,7 @@ def originals():
 
 
 def test_mnist_by_tfds_is_mnist_by_its_files(originals, tmp_path):
-    by_tfds, by_files = data.load("mnist", tmp_path, originals), data.load(originals)
+    by_tfds, by_files = catalogue.load("mnist", tmp_path, originals), catalogue.load(originals)
     assert (by_tfds.train_inputs.shape, by_tfds.test_inputs.shape) == ((60000, 784), (10000, 784))
     assert (by_tfds.shape, by_tfds.classes) == (by_files.shape, by_files.classes) == ((28, 28), 10)
     for split in "train", "test":
@@ -245,7 +245,7 @@ def test_mnist_by_tfds_is_mnist_by_its_files(originals, tmp_path):
         )
         assert one == other
     start = time.perf_counter()
-    data.load("mnist", tmp_path)
+    catalogue.load("mnist", tmp_path)
     assert time.perf_counter() - start < 2  # decoded once: typically 0.1 s
 
 
@@ -255,16 +255,16 @@ def test_a_missing_original_is_asked_of_the_network_once(originals, no_network, 
     folder.chmod(0o755)
     (folder / f"{FOUR[3]}.gz").unlink()
     start = time.perf_counter()
-    with pytest.raises(data.DataUnavailable, match=f"{FOUR[3]}.gz"):
-        data.load("mnist", tmp_path / "data", folder)
+    with pytest.raises(catalogue.DataUnavailable, match=f"{FOUR[3]}.gz"):
+        catalogue.load("mnist", tmp_path / "data", folder)
     assert time.perf_counter() - start < 20  # typically 0.5 s
     assert list((tmp_path / "data").iterdir()) == []
 
 
 def test_ready_lists_the_table_and_the_cache(cached):
     shutil.copy(cached, cached.with_name("cifar10.npz"))
-    rows = {row["name"]: row for row in data.ready(cached.parents[1])}
-    assert list(rows) == [*data.DATASETS, "tiny_images"]
+    rows = {row["name"]: row for row in catalogue.ready(cached.parents[1])}
+    assert list(rows) == [*catalogue.DATASETS, "tiny_images"]
     tiny = {"ready": True, "where": str(cached), "train": 40, "test": 9, "shape": (5, 6), "classes": 4}
     assert rows["tiny_images"] == {"name": "tiny_images", "source": "TFDS tiny_images 1.2.3"} | tiny
     assert (rows["digits"]["ready"], rows["digits"]["train"], rows["digits"]["shape"]) == (True, 1500, (8, 8))

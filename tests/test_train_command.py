@@ -14,10 +14,11 @@ import numpy as np
 import pytest
 from test_cli import COMMAND, SMALL, refused, somewhere  # noqa: F401
 
-from vgjax import history, training
-from vgjax.cli import main, parse
+from vgjax.command import train
+from vgjax.command.cli import main, parse
 from vgjax.config import Config
 from vgjax.settings import parse_seeds
+from vgjax.training import history
 
 pytestmark = pytest.mark.usefixtures("compiled_quickly")
 
@@ -83,7 +84,7 @@ def test_out_where_no_folder_can_be(capsys):
 
 def test_the_default_folder_says_what_is_in_it(monkeypatch):
     config = Config(dataset="./my data", activation="leaky_relu(0.2)", initializer="module:function")
-    name = training.new_folder(config)
+    name = train.new_folder(config)
     assert re.fullmatch(r"runs/my_data-leaky_relu_0\.2-module_function-\d{8}-\d{6}", str(name))
     assert main([*SMALL, "--epochs", "1"]) == 0
     assert re.fullmatch(r"iris-relu-he_normal-\d{8}-\d{6}", next(Path("runs").iterdir()).name)
@@ -144,6 +145,6 @@ def test_what_is_too_large_is_said_in_one_line(capsys, monkeypatch):
     def fails(*args, **kwargs):
         raise RuntimeError("INTERNAL: Out of memory allocating 10802042180 bytes.\nmore")
 
-    monkeypatch.setattr(sys.modules["vgjax.loop"], "run", fails)
+    monkeypatch.setattr(sys.modules["vgjax.training.loop"], "run", fails)
     assert main([*SMALL, "--out", "run"]) == 1
     assert re.fullmatch(r"vgjax: too large for this machine; allowed: .*\n", capsys.readouterr().err)

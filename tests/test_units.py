@@ -5,8 +5,8 @@ import numpy as np
 import pytest
 from test_stats import SIZES, tree_of
 
-from vgjax import stats, units
-from vgjax.layers import groups
+from vgjax.network.layer_names import groups
+from vgjax.statistics import units, weights
 
 
 def test_every_layer_needs_its_slope():
@@ -123,6 +123,6 @@ def test_planted_infinities_in_deltas():
     deltas = groups({"layer_1": jnp.ones((2, 3)), "layer_2": jnp.ones((2, 3)).at[0, 0].set(jnp.nan)})
     found = units.delta_statistics(deltas)
     assert found["delta_rms"][0] == 1 and np.isnan(found["delta_rms"][1])
-    assert stats.any_bad(deltas).tolist() == [False, True]
+    assert weights.any_bad(deltas).tolist() == [False, True]
     batch_of_one = groups({"layer_1": jnp.ones((1, 3))}), groups({"layer_1": jnp.ones((1, 2))})
     assert np.isnan(units.noise_statistics(tree_of(jnp.ones((3, 2))), *batch_of_one)["gradient_signal_to_noise"])

@@ -15,9 +15,10 @@ from flax import nnx
 from test_engine import COMPILED
 
 import vgjax
-from vgjax import octaves, stats, watching
-from vgjax.families import FAMILIES
-from vgjax.layers import weight_groups
+from vgjax.network.layer_names import weight_groups
+from vgjax.statistics import histograms, weights
+from vgjax.statistics.families import FAMILIES
+from vgjax.watching import optimizer
 
 
 @pytest.fixture(autouse=True)
@@ -47,8 +48,8 @@ def after(tx, steps, params=PARAMETERS, give=gradients):
 
 def test_tables_agree():
     """A watched family gives what the same family gives in a run; all of them come with a clip, fewer without."""
-    assert set(watching.FROM_OUTSIDE) <= FAMILIES.keys()
-    names = [name for family in watching.FROM_OUTSIDE for name in FAMILIES[family].gives]
+    assert set(optimizer.FROM_OUTSIDE) <= FAMILIES.keys()
+    names = [name for family in optimizer.FROM_OUTSIDE for name in FAMILIES[family].gives]
     clip = optax.clip_by_global_norm(1.0)
     every = vgjax.watched(after(vgjax.watch(optax.adam(1e-3), clip, record="all"), 1))
     assert {*every.statistics} == {*names} and len(every.layers) == 3
@@ -78,7 +79,7 @@ def test_clip_and_optimizer_are_a_chain():
 
 def test_snapshot_takes_the_same_functions():
     """One point of a chain, Optax's own way."""
-    tx = optax.chain(optax.snapshot("raw", stats.norm_statistics), optax.clip_by_global_norm(1.0), optax.adam(1e-3))
+    tx = optax.chain(optax.snapshot("raw", weights.norm_statistics), optax.clip_by_global_norm(1.0), optax.adam(1e-3))
     have = optax.tree.get(after(tx, 3), "raw")
     want = vgjax.watched(after(vgjax.watch(optax.adam(1e-3), optax.clip_by_global_norm(1.0)), 3))
     for name, values in want.statistics.items():
@@ -115,12 +116,12 @@ def test_a_loop_that_is_not_compiled_compiles_nothing_twice(every):
     tx = vgjax.watch(optax.adam(1e-3), optax.clip_by_global_norm(1.0), every=every, record="all")
     state = after(tx, 3)
     groups = weight_groups({"small": {"kernel": jnp.ones((4, 4))}, "large": {"kernel": jnp.ones((400, 400))}})
-    octaves.histograms(groups)
+    histograms.histograms(groups)
     before = len(COMPILED)
     for step in range(3, 7):
         _, state = tx.update(gradients(step), state, PARAMETERS)
-        octaves.histograms(groups)
-        stats.norm_statistics(gradients(step))
+        histograms.histograms(groups)
+        weights.norm_statistics(gradients(step))
     assert vgjax.watched(state).step == 6
     assert before and len(COMPILED) == before
 
@@ -177,7 +178,7 @@ def test_zero_and_nan_gradients(value, log10):
     record = vgjax.watched(state).statistics
     np.testing.assert_array_equal(record["gradient_norm"], [value] * 3)
     np.testing.assert_array_equal(record["gradient_log10_rms"], np.float32([log10] * 3))
-    bin_ = octaves.ZERO_BIN if value == 0 else octaves.NAN_BIN
+    bin_ = histograms.ZERO_BIN if value == 0 else histograms.NAN_BIN
     assert record["gradient_histogram"][:, bin_].tolist() == [16] * 3
 
 

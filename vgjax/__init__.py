@@ -1,65 +1,22 @@
-"""vgjax: how the gradient signal fares, layer by layer: measured, predicted by theory, and explained."""
+"""vgjax: how the gradient signal fares, layer by layer: measured, predicted by theory, and explained.
 
-from __future__ import annotations
+Names are imported when they are first asked for, so that `vgjax --help` does not wait for JAX; `__init__.pyi` lists
+them.
+"""
 
-import importlib
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-__version__ = "0.1.0"
+import lazy_loader
 
-if TYPE_CHECKING:
-    from vgjax.config import Config, Hypers
-    from vgjax.data import Dataset
-    from vgjax.diagnosis import diagnose
-    from vgjax.grid import Grid
-    from vgjax.history import load
-    from vgjax.loop import Result, run
-    from vgjax.reruns import rerun
-    from vgjax.sweeps import sweep
-    from vgjax.watching import histograms, scalars, watch, watched
+_lazily, __dir__, _names = lazy_loader.attach_stub(__name__, __file__)
 
-# Imported when first asked for, so that `vgjax --help` does not wait for JAX.
-_HOMES = {
-    "Config": "vgjax.config",
-    "Hypers": "vgjax.config",
-    "Dataset": "vgjax.data",
-    "Grid": "vgjax.grid",
-    "sweep": "vgjax.sweeps",
-    "rerun": "vgjax.reruns",
-    "Result": "vgjax.loop",
-    "run": "vgjax.loop",
-    "load": "vgjax.history",
-    "diagnose": "vgjax.diagnosis",
-    "watch": "vgjax.watching",
-    "watched": "vgjax.watching",
-    "scalars": "vgjax.watching",
-    "histograms": "vgjax.watching",
-}
-
-__all__ = [
-    "Config",
-    "Dataset",
-    "Grid",
-    "Hypers",
-    "Result",
-    "__version__",
-    "diagnose",
-    "histograms",
-    "load",
-    "rerun",
-    "run",
-    "scalars",
-    "sweep",
-    "watch",
-    "watched",
-]
+_MODULES = {"analysis", "clinic", "config", "data", "diagnosis", "figures", "report", "theory"}
+__all__ = sorted({"__version__", *_names} - _MODULES)
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _HOMES:
-        raise AttributeError(f"module 'vgjax' has no attribute {name!r}")
-    return getattr(importlib.import_module(_HOMES[name]), name)
+    if name == "__version__":
+        from importlib.metadata import version
 
-
-def __dir__() -> list[str]:
-    return sorted(__all__)
+        return version("vgjax")
+    return _lazily(name)

@@ -4,13 +4,13 @@ import os
 import sys
 from contextlib import suppress
 
-from vgjax.stopping import stop_at_once
+from vgjax.command.stopping import stop_at_once
 
 
 def main() -> None:
-    """The command `vgjax.cli.main`, whose rooms take a while to import."""
+    """The command `vgjax.command.cli.main`, whose rooms take a while to import."""
     with stop_at_once():
-        from vgjax.cli import main
+        from vgjax.command.cli import main
 
         status = main()
         with suppress(OSError):  # a full device or closed pipe, said by main; its buffer still holds the text

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from typing import NamedTuple
 
@@ -10,11 +9,12 @@ import numpy as np
 import xarray as xr
 from scipy import stats as scipy_stats
 
-from vgjax import batches, profiles
 from vgjax.config import Config, Hypers
-from vgjax.data import Dataset
-from vgjax.ensemble import draw_networks
-from vgjax.settings import Settings, settings_from
+from vgjax.data import batches
+from vgjax.data.catalogue import Dataset
+from vgjax.settings import run_of
+from vgjax.theory import profiles
+from vgjax.theory.ensemble import draw_networks
 
 SIGNALS = {  # what prediction and measurement are compared in
     "activation_rms": "RMS of the activations",
@@ -252,17 +252,6 @@ def departure(side_by_side: xr.Dataset) -> xr.DataArray:
     with np.errstate(divide="ignore", invalid="ignore"):
         decades = xr.ufuncs.log10(side_by_side["measured"] / side_by_side["predicted"])
     return (decades**2).mean("layer", skipna=False) ** 0.5
-
-
-def run_of(history: xr.Dataset) -> Settings:
-    """Config, hypers and seeds of the run that a history comes from.
-
-    Raises:
-      ValueError: the history does not say; allowed: one that `vgjax.run` gave.
-    """
-    if "run" not in history.attrs:
-        raise ValueError("the history does not say which run it is; allowed: what vgjax.run gave or wrote")
-    return settings_from(json.loads(history.attrs["run"]))
 
 
 def signals(history: xr.Dataset, dataset: Dataset) -> dict[str, xr.Dataset]:

@@ -146,3 +146,13 @@ def text_of(named: str | Callable) -> str:
 
 def _without_function_name(error: Exception) -> str:
     return str(error).split("() ", 1)[-1]
+
+
+def attempt(kind: str, named: Any, function: Callable[[], Any]) -> Any:
+    try:
+        return function()
+    except (Exception, SystemExit) as error:  # a stranger's function may raise anything
+        reason = next(iter(str(error).strip().splitlines()), "") or type(error).__name__
+        if ":" not in text_of(named) and "allowed:" not in reason:
+            reason += f"; allowed: see `vgjax list {kind}s`"
+        raise ValueError(f"{kind} {text_of(named)!r} cannot be used: {reason}") from None

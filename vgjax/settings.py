@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import contextlib
+import json
 import re
 import reprlib
 import tomllib
@@ -11,6 +12,8 @@ from collections.abc import Callable, Mapping, Sequence
 from numbers import Integral
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar, get_type_hints
+
+import xarray as xr
 
 from vgjax.config import Config, Hypers, check_hypers, typed
 from vgjax.names import nearest, text_of
@@ -221,3 +224,14 @@ def in_one_line(box: str) -> str:
         if commands := re.match(r"Available subcommands: (.*)", hint):
             return f"{what}; {nearest(what.split(': ')[-1].split(',')[0], commands[1].split(', '))}"
     return what if "allowed:" in what else f"{what}; allowed: see `vgjax --help`"
+
+
+def run_of(history: xr.Dataset) -> Settings:
+    """Config, hypers and seeds of the run that a history comes from.
+
+    Raises:
+      ValueError: the history does not say; allowed: one that `vgjax.run` gave.
+    """
+    if "run" not in history.attrs:
+        raise ValueError("the history does not say which run it is; allowed: what vgjax.run gave or wrote")
+    return settings_from(json.loads(history.attrs["run"]))

@@ -1,0 +1,68 @@
+"""`vgjax diagnose`: what is wrong with the network of a run."""
+
+from __future__ import annotations
+
+import shutil
+import sys
+import textwrap
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+from tyro.conf import FlagCreatePairsOff, Positional, arg
+
+from vgjax.command.options import FAILED, Folder
+
+if TYPE_CHECKING:
+    from vgjax.diagnosis.rules import Diagnosis
+
+
+@dataclass(frozen=True)
+class Diagnose:
+    """Say what is wrong with a run's network, with evidence, cause and what to try; and write diagnosis.json to it."""
+
+    folder: Annotated[Positional[Path], arg(metavar="RUN")]
+    """Folder of the run, finished or not."""
+    json: FlagCreatePairsOff[bool] = False
+    """Print the findings as JSON."""
+    fail_on: Literal["serious", "warning", "never"] = "never"
+    """End with status 1 where there is a finding as serious as this, or more."""
+    data_dir: Folder = None
+    """Where prepared data lie; default: VGJAX_DATA_DIR, TFDS_DATA_DIR or the user's cache [folder]."""
+
+    def run(self) -> None:
+        """Diagnose, print and write."""
+        from vgjax.diagnosis.rules import SEVERITIES, diagnose, write
+        from vgjax.training.history import load
+
+        diagnosis = diagnose(load(self.folder), data_dir=self.data_dir)
+        path = write(diagnosis, self.folder)
+        if self.json:
+            print(diagnosis.as_json(), end="")
+        else:
+            print_diagnosis(diagnosis, path)
+        severe = {"serious": SEVERITIES[:1], "warning": SEVERITIES, "never": ()}[self.fail_on]
+        if any(finding.severity in severe for finding in diagnosis.findings):
+            raise SystemExit(FAILED)
+
+
+def print_diagnosis(diagnosis: Diagnosis, path: Path) -> None:
+    """The findings, a paragraph each, and where they are written; piped, their lines are not broken."""
+    several = len({tuple(finding.hypers.values()) for finding in diagnosis.findings}) > 1
+    width = shutil.get_terminal_size().columns if sys.stdout.isatty() else sys.maxsize
+    for finding in diagnosis.findings:
+        where = ", ".join(finding.layers) if len(finding.layers) < 4 else f"{finding.layers[0]} … {finding.layers[-1]}"
+        steps = " … ".join(map(str, dict.fromkeys(finding.steps[:1] + finding.steps[-1:])))
+        when = f" — step{'s' if len(finding.steps) > 1 else ''} {steps}" if steps else ""
+        print(f"{finding.severity}: {finding.rule.replace('_', ' ')} — {where}{when}")
+        hypers = ", ".join(f"{name} {value:g}" for name, value in finding.hypers.items()) if several else ""
+        said = {"with": hypers, "seen": finding.evidence, "cause": finding.cause, "try": finding.advice}
+        for name, text in said.items():
+            if text:
+                print(textwrap.fill(text, width, initial_indent=f"  {name:<7}", subsequent_indent=" " * 9))
+        print()
+    if not diagnosis.findings:
+        print("nothing found")
+    for rule, reason in diagnosis.unchecked.items():
+        print(f"unchecked   {rule.replace('_', ' ')}: {reason}")
+    print(f"diagnosis   {path}")

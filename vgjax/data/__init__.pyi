@@ -1,0 +1,9 @@
+from .catalogue import DATASETS as DATASETS
+from .catalogue import EMBEDDED as EMBEDDED
+from .catalogue import default_data_dir as default_data_dir
+from .catalogue import load as load
+from .catalogue import prepare as prepare
+from .catalogue import ready as ready
+from .dataset import Dataset as Dataset
+from .dataset import DataUnavailable as DataUnavailable
+from .dataset import empty_classes as empty_classes

@@ -1,0 +1,5 @@
+"""What is wrong with a network: rules that look at a history, each with evidence, cause and advice."""
+
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

@@ -1,0 +1,1 @@
+"""Many runs from one grid: planned, trained in slices, mapped, and made again."""
