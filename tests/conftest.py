@@ -1,4 +1,4 @@
-"""Strict shapes and dtypes everywhere, and eight virtual devices where a test asks for them in a process of its own."""
+"""Strict shapes and dtypes everywhere, JAX's compilation cache, and a user's environment."""
 
 import gc
 import os
@@ -8,6 +8,10 @@ from pathlib import Path
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")
 os.environ.pop("PYTHONUNBUFFERED", None)  # a user's process buffers what it prints
+
+import compilation_cache
+
+compilation_cache.set_up()
 
 import jax
 import pytest

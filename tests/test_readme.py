@@ -4,8 +4,8 @@ import re
 from pathlib import Path
 
 import pytest
+from paths import TOP
 
-TOP = Path(__file__).parent.parent
 PAGES = [TOP / "README.md", TOP / "experiments" / "README.md"]
 
 

@@ -275,7 +275,7 @@ def _pictures(
 
 
 def _draw(name: str, *args: Any) -> Any:
-    from vgjax import figures
+    from vgjax.clinic import figures
 
     return getattr(figures, name)(*args)
 

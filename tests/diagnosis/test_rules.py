@@ -1,0 +1,367 @@
+"""Every rule on a real small run that shows it and on one that does not; and what becomes of findings."""
+
+from __future__ import annotations
+
+import json
+import math
+import subprocess
+import sys
+from dataclasses import replace
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import xarray as xr
+from diagnosed import DECAY, HEALTHY, SMALL, TANH
+
+import vgjax
+from experiments.keras_notebook import ADAM, IRIS
+from experiments.mxnet_mnist import CLEAN, GRID, HYPERS
+from vgjax import theory
+from vgjax.config import Hypers
+from vgjax.data.catalogue import load
+from vgjax.diagnosis.rules import RULES, critical_draws, diagnose
+from vgjax.theory.criticality import critical_variance
+from vgjax.training.loop import run
+
+pytestmark = pytest.mark.usefixtures("compiled_quickly")
+
+RELU = replace(SMALL, dataset="digits", scaling="auto", batch_size=50, epochs=4, hidden=(32,) * 4, activation="relu")
+HE = Hypers(learning_rate=0.01, sigma_w=math.sqrt(2))
+
+
+def equal(key, shape, dtype=jnp.float32):
+    return jnp.full(shape, shape[0] ** -0.5, dtype)
+
+
+def identity(key, shape, dtype=jnp.float32):
+    return jnp.eye(*shape, dtype=dtype)
+
+
+def rows_differ(key, shape, dtype=jnp.float32):
+    """Units of a layer are copies, though no two inputs have the same weight."""
+    return jnp.broadcast_to(jnp.linspace(0.1, 1.9, shape[0], dtype=dtype)[:, None] / shape[0], shape)
+
+
+def history_of(config, *settings, seeds=1):
+    return run(config, settings or HEALTHY, seeds, devices=1).history
+
+
+def rules_of(history, **also):
+    return [finding.rule for finding in diagnose(history, **also).findings]
+
+
+@pytest.fixture(scope="module")
+def tanh():
+    """One network, a setting a lane."""
+    settings = {
+        "healthy": HEALTHY,
+        "vanishing": HEALTHY._replace(sigma_w=0.5),
+        "exploding": HEALTHY._replace(sigma_w=6.0),
+        "learning_rate_high": HEALTHY._replace(learning_rate=30.0),
+        "learning_rate_low": HEALTHY._replace(learning_rate=1e-7),
+        "saturated": HEALTHY._replace(sigma_b=8.0),
+    }
+    return dict(enumerate(settings)), history_of(TANH, *settings.values())
+
+
+def lane(tanh, label):
+    names, history = tanh
+    return history.isel(lane=[i for i, name in names.items() if name == label])
+
+
+@pytest.fixture(scope="module")
+def relu():
+    """He's weights; huge biases; weights that overflow; steps that do."""
+    biased, large = HE._replace(sigma_b=5.0, learning_rate=1e-4), HE._replace(sigma_w=1e10)
+    return history_of(RELU, HE, biased, large, HE._replace(learning_rate=1e12))
+
+
+# The rules
+
+
+@pytest.mark.parametrize("label", ["vanishing", "exploding", "learning_rate_high", "learning_rate_low", "saturated"])
+def test_first_finding_is_what_is_wrong(tanh, label):
+    """And the findings say where, when and why, with numbers beyond their bound."""
+    found = diagnose(lane(tanh, label)).findings[0]
+    assert found.rule == label
+    assert found.layers and found.steps and found.cause and found.evidence and found.advice
+    assert found.severity in ("serious", "warning") and found.lanes == (0,)
+    assert found.numbers["lanes"] == found.numbers["lanes_that_show_it"] == 1
+
+
+def test_healthy_networks_have_no_finding(tanh, relu):
+    for history in (lane(tanh, "healthy"), relu.isel(lane=[0])):
+        diagnosis = diagnose(history)
+        assert diagnosis.findings == () and diagnosis.unchecked == {} and diagnosis.worst() == "none"
+
+
+def test_the_decay_and_its_parts_are_the_measured_ones(tanh):
+    """Numbers from NumPy: the line through the layers, and ‖W‖/√fan_out and φ′ against the critical weights."""
+    history = lane(tanh, "vanishing")
+    numbers = diagnose(history).findings[0].numbers
+    log = history["delta_log10_rms"].values[0, 0, :-1].astype(np.float64)
+    slope = np.polyfit(np.arange(10), log, 1)[0]
+    assert numbers["decades"] == pytest.approx(-9 * slope, rel=1e-6) and numbers["decades"] < numbers["bound"]
+    parts = numbers["decades_by_cause"]
+    gain = np.sqrt(critical_variance("tanh", 10))
+    norms = history["weight_norm"].values[0, 0, 1:10].astype(np.float64)
+    assert parts["weight gain"] == pytest.approx(np.log10(norms / np.sqrt(24) / gain).sum(), rel=1e-4)
+    assert sum(parts.values()) == pytest.approx(numbers["decades"], rel=1e-9)
+    assert numbers["sigma_w2"][0] < 0.25 < numbers["sigma_w2"][1]
+
+
+def test_vanishing_is_found_without_its_parts():
+    """From the norms of gradients and weights alone: and the small weights are to blame."""
+    config = replace(SMALL, hidden=(32,) * 6, activation="sigmoid", record=("norms", "weights"), steps=2)
+    found = diagnose(history_of(config, HEALTHY._replace(sigma_w=0.1))).findings[0]
+    assert (found.rule, found.cause) == ("vanishing", "weight gain, slope of the activation")
+    assert found.numbers["statistic"] == "gradient_log10_rms"
+
+
+def test_a_decay_that_comes_in_training_is_found_where_nothing_is_learnt(tanh):
+    """Not at the start: the steps tell."""
+    history = lane(tanh, "vanishing").copy(deep=True)
+    history["delta_log10_rms"][:, 0] = 0.0
+    found = next(finding for finding in diagnose(history).findings if finding.rule == "vanishing")
+    assert 0 not in found.steps and found.steps
+    assert f"at step {found.steps[0]}" in found.evidence
+    history["train_loss"][:] = 0.1
+    assert "vanishing" not in rules_of(history)
+
+
+def test_dead_units(relu):
+    found = diagnose(relu.isel(lane=[1])).findings[0]
+    assert found.rule == "dead" and found.cause == "initial weights and biases"
+    assert max(found.numbers["dead_share"].values()) > 0.4
+
+
+def test_dead_lanes_in_the_minority_are_a_warning(relu):
+    """One lane of three whose second layer dies at the end."""
+    history = xr.concat([relu.isel(lane=[0])] * 3, "lane")
+    share = history["activation_dead_fraction"].values.copy()
+    share[1, -1, 1] = 1.0
+    history = history.assign(activation_dead_fraction=(history["activation_dead_fraction"].dims, share))
+    (found,) = diagnose(history).findings
+    assert (found.rule, found.severity, found.lanes, found.cause) == ("dead", "warning", (1,), "learning rate")
+    assert "1 of 3" in found.evidence
+
+
+def test_a_lane_that_diverged_says_where(relu):
+    """Also beside healthy lanes of another setting, which have no finding."""
+    (found,) = diagnose(relu.isel(lane=[0, 2])).findings
+    assert (found.rule, found.severity, found.lanes) == ("nan", "serious", (1,))
+    assert found.numbers["first_bad_step"] == 0 and found.numbers["first_bad_in"] == "forward"
+    assert found.layers == (found.numbers["first_bad_layer"],) == (relu["first_bad_layer"].values[2],)
+    assert found.cause == "weight gain" and found.hypers["sigma_w"] == pytest.approx(1e10)
+
+
+def test_divergence_by_the_learning_rate(relu):
+    """Its cause is the size of the steps before."""
+    found = diagnose(relu.isel(lane=[3])).findings[0]
+    assert (found.rule, found.cause) == ("nan", "learning rate") and found.numbers["first_bad_step"] > 0
+
+
+def start(initializer, **fields):
+    config = replace(SMALL, hidden=(16, 16), activation="tanh", initializer=initializer, steps=1, **fields)
+    return replace(config, record=("weight_histogram", "gradient_histogram"))
+
+
+@pytest.mark.parametrize("config", [start(equal), start(rows_differ, output_initializer=equal)])
+def test_units_that_are_copies(config):
+    (found,) = diagnose(history_of(config)).findings
+    assert found.rule == "constant" and found.severity == "serious" and found.steps == (0,)
+
+
+def test_units_that_differ_are_no_copies():
+    """Neither an identity, whose histogram has multiples of the width too, nor copies of different biases."""
+    assert rules_of(history_of(start(identity))) == []
+    assert rules_of(history_of(start(equal), HEALTHY._replace(sigma_b=0.1))) == []
+
+
+def test_clipping_that_turns_the_gradient():
+    """By value far below the elements' size; not by a threshold that never acts."""
+    config = replace(SMALL, hidden=(24,) * 3, activation="tanh", clip="value", record=("norms", "weights", "points"))
+    tight, loose = (HEALTHY._replace(clip_threshold=x, learning_rate=y) for x, y in ((1e-4, 1.0), (100.0, 0.01)))
+    found = diagnose(history_of(config, tight, loose)).findings
+    assert [finding.rule for finding in found] == ["clipping"] and found[0].lanes == (0,)
+    assert found[0].numbers["cosine"] < 0.95 and found[0].numbers["clipped_fraction"] > 0.5
+
+
+def test_batch_norm_explodes_with_depth_and_not_without():
+    """By a factor near theory's."""
+    deep = replace(SMALL, dataset="digits", batch_size=100, hidden=(48,) * 30, activation="relu", norm="batch", steps=1)
+    deep = replace(deep, record=("deltas",))
+    found = diagnose(history_of(deep, HE)).findings[0]
+    assert found.rule == "batch_norm"
+    factor = 10 ** (found.numbers["decades"] / 28)  # 29 layers above the first
+    assert found.numbers["theory_factor_per_layer"] == pytest.approx(math.sqrt(math.pi / (math.pi - 1)), rel=1e-6)
+    assert factor == pytest.approx(found.numbers["theory_factor_per_layer"], rel=0.1)
+    assert rules_of(history_of(replace(deep, hidden=(48,) * 3), HE)) == []
+
+
+def test_gradients_that_float16_would_lose():
+    config = replace(SMALL, hidden=(24,) * 3, activation="tanh", optimizer="adam", output_initializer="normal(1e-9)")
+    config = replace(config, record=("norms", "spread", "weights"))
+    history = history_of(config)
+    (found,) = diagnose(history).findings
+    assert (found.rule, found.severity, found.cause) == ("underflow", "warning", "precision")
+    assert 0 in found.steps and "layer_4" not in found.layers
+    history["gradient_bfloat16_underflow"][:] = 0.9  # CPUs make zeros of such numbers at once
+    (worse,) = diagnose(history).findings
+    assert worse.severity == "serious" and worse.numbers["lost_in_bfloat16"] == pytest.approx(0.9)
+
+
+# The documents
+
+
+@pytest.mark.parametrize(
+    ("setting", "cause"),
+    [
+        ("uniform, sigmoid", "weight gain, slope of the activation"),
+        ("xavier, sigmoid", "slope of the activation"),
+        ("uniform, relu", None),
+    ],
+)
+def test_the_tutorials_networks_have_its_authors_diagnosis(setting, cause):
+    """Small uniform weights and the sigmoid's slope; with Xavier's weights the slope alone; nothing with ReLU."""
+    config = replace(CLEAN, dataset="digits", scaling="1/255", record=DECAY, steps=1, **GRID[setting])
+    data = _as_wide_as_mnist(load("digits"))
+    found = [f for f in diagnose(run(config, HYPERS, 2, dataset=data).history, data).findings if f.rule == "vanishing"]
+    assert [finding.cause for finding in found] == ([cause] if cause else [])
+
+
+def _as_wide_as_mnist(digits):
+    """8×8 images as 28×28 ones, so that the first layer's fan_in is MNIST's."""
+
+    def widened(x):
+        square = np.kron(x.reshape(-1, 8, 8), np.ones((1, 3, 3), np.uint8))
+        return np.pad(square, ((0, 0), (2, 2), (2, 2))).reshape(len(x), 784)
+
+    return replace(
+        digits, train_inputs=widened(digits.train_inputs), test_inputs=widened(digits.test_inputs), shape=(28, 28)
+    )
+
+
+def test_the_notebooks_networks_have_its_authors_diagnosis():
+    """Sigmoid with Glorot: the slope; leaky ReLU with He: nothing."""
+    config = replace(IRIS, record=("weights", "deltas", "decay"), steps=1)
+    found = diagnose(history_of(config, ADAM, seeds=3)).findings
+    assert (found[0].rule, found[0].cause) == ("vanishing", "slope of the activation")
+    assert "take tanh or ReLU with He" in found[0].advice
+    leaky = replace(config, activation="leaky_relu(0.2)", initializer="he_normal")
+    assert "vanishing" not in rules_of(history_of(leaky, ADAM, seeds=3))
+
+
+# What they are compared with
+
+
+@pytest.mark.parametrize("activation", ["sigmoid", "tanh", "relu", "gelu", "softsign"])
+def test_critical_variance_neither_shrinks_nor_grows(activation):
+    """The product of χ₁ over the layers is 1, layer by layer from the theory."""
+    variance, q, product = critical_variance(activation, 8), None, 1.0
+    for _ in range(8):
+        q = variance if q is None else theory.length_map(q, variance, 0.0, activation)
+        product *= theory.chi1(q, variance, activation)
+    assert product == pytest.approx(1, rel=0.02)
+
+
+def test_reference_draws_are_like_runs_at_criticality():
+    """Their dead, saturated and decaying parts against the engine's, from many seeds."""
+    config = replace(RELU, hidden=(40,) * 6, batch_size=64, steps=1)
+    config = replace(config, record=("deltas", "activations"))
+    reference = critical_draws(config, history_of(config, HE), load("digits"))
+    assert reference.sigma_w2 == pytest.approx(2, rel=0.01) and "digits" in reference.inputs
+    real = run(config, HE, 24, devices=1).history.isel(record=0)
+    dead = real["activation_dead_fraction"].mean("lane").values
+    assert reference.draws["dead_fraction"].mean("draw").values[1:6] == pytest.approx(dead[1:6], abs=0.06)
+    slopes = [
+        np.polyfit(range(6), x[:, :6].T, 1)[0].mean()
+        for x in (real["delta_log10_rms"].values, reference.draws["delta_log10_rms"].values)
+    ]
+    assert slopes[0] == pytest.approx(slopes[1], abs=0.03)
+
+
+def test_data_that_are_not_at_hand_are_replaced_and_said_so(tanh):
+    """A data set that nobody has: standard-normal inputs, and the same finding."""
+    history = lane(tanh, "vanishing").copy()
+    about = json.loads(history.attrs["run"])
+    about["config"]["dataset"] = "no_such_data"
+    history.attrs = {"run": json.dumps(about)}
+    found = diagnose(history).findings[0]
+    assert found.rule == "vanishing" and found.numbers["reference_inputs"] == "standard normal"
+    assert "iris" in diagnose(lane(tanh, "vanishing")).findings[0].numbers["reference_inputs"]
+
+
+# What becomes of them
+
+
+def test_lanes_of_one_setting_are_looked_at_together(tanh):
+    """Two of three lanes show it: found, and counted. One of three: not found."""
+    _, history = tanh
+    three = history.isel(lane=[1, 1, 0])
+    three = three.assign_coords({name: ("lane", np.repeat(three[name].values[:1], 3)) for name in Hypers._fields})
+    found = diagnose(three).findings[0]
+    assert (found.rule, found.lanes, found.numbers["lanes"]) == ("vanishing", (0, 1), 3)
+    assert "2 of 3 lanes" in found.evidence
+    one = history.isel(lane=[0, 1, 0])
+    one = one.assign_coords({name: ("lane", np.repeat(one[name].values[:1], 3)) for name in Hypers._fields})
+    assert rules_of(one) == []
+
+
+def test_settings_are_diagnosed_by_themselves(tanh):
+    """All lanes of the fixture in one history: each label is found in its own lane, serious ones first."""
+    names, history = tanh
+    found = diagnose(history).findings
+    firsts = {}
+    for finding in found:
+        firsts.setdefault(finding.lanes[0], set()).add(finding.rule)
+    assert all(label in firsts.get(i, ()) for i, label in names.items() if label != "healthy") and 0 not in firsts
+    severities = [finding.severity for finding in found]
+    assert severities == sorted(severities)
+
+
+def test_rules_without_their_statistics_are_named(tanh):
+    history = lane(tanh, "saturated").drop_vars(["activation_saturated_fraction", "weight_histogram", "update_ratio"])
+    diagnosis = diagnose(history)
+    assert set(diagnosis.unchecked) == {"saturated", "constant", "learning_rate_high", "learning_rate_low"}
+    assert "activation_saturated_fraction" in diagnosis.unchecked["saturated"]
+    assert "saturated" not in [finding.rule for finding in diagnosis.findings]
+    assert json.loads(diagnosis.as_json())["unchecked"] == diagnosis.unchecked
+
+
+@pytest.mark.parametrize("record", [("norms",), ("weights", "gradient_histogram")])
+def test_any_choice_of_families_and_layers_can_be_diagnosed(record):
+    """Nothing is asked for that was not recorded."""
+    config = replace(TANH, hidden=(24,) * 3, record=record, record_layers=("layer_[23]",), steps=5)
+    diagnosis = diagnose(history_of(config))
+    assert set(diagnosis.unchecked) and set(diagnosis.unchecked) < set(RULES)
+
+
+def test_json_holds_every_finding(tanh):
+    """And is plain JSON, though a measured number is not finite."""
+    _, history = tanh
+    diagnosis = diagnose(history)
+    plain = json.loads(diagnosis.as_json())
+    assert [one["rule"] for one in plain["findings"]] == [one.rule for one in diagnosis.findings]
+    assert plain["findings"][0]["hypers"]["learning_rate"] == pytest.approx(
+        diagnosis.findings[0].hypers["learning_rate"]
+    )
+    assert "NaN" not in diagnosis.as_json() and "Infinity" not in diagnosis.as_json()
+
+
+@pytest.mark.parametrize(
+    "code", ["from vgjax import diagnose", "import vgjax; vgjax.diagnose; diagnose = vgjax.diagnose"]
+)
+def test_diagnose_is_the_function(code):
+    """At every look, also after its room was imported."""
+    check = (
+        f"import vgjax.command.cli, vgjax.diagnosis.rules\n{code}\nimport inspect\nassert inspect.isfunction(diagnose)"
+    )
+    subprocess.run([sys.executable, "-c", check], check=True)
+    assert vgjax.diagnose is diagnose
+
+
+def test_a_history_that_does_not_say_its_run_is_refused(tanh):
+    with pytest.raises(ValueError, match="which run it is"):
+        diagnose(tanh[1].drop_attrs())

@@ -1,0 +1,14 @@
+"""What processes that a test starts find around them."""
+
+from __future__ import annotations
+
+import os
+
+from paths import SUPPORT, TOP
+
+
+def environment(devices):
+    paths = os.pathsep.join([str(SUPPORT), str(TOP), os.environ.get("PYTHONPATH", "")])
+    fast = "--xla_backend_optimization_level=0"
+    own = {"JAX_NUM_CPU_DEVICES": str(devices), "JAX_PLATFORMS": "cpu", "PYTHONPATH": paths, "XLA_FLAGS": fast}
+    return {**os.environ, **own}
