@@ -12,34 +12,33 @@ import pytest
 import vgjax.training.probe
 from experiments.options import Options
 
-# Experiment → where a smoke test is too small for every row to hold, what to change in its size; and its faults.
+# Experiment → where a smoke test is too small for every row to hold, what to change in its size; and its faults. Each
+# fault of the engine, for which all networks are simulated again, is planted in one experiment; those of the oracle cost
+# little.
 TRIALS: dict[str, tuple[dict[str, Any], tuple[faults.Fault, ...]]] = {
     "schoenholz_gradients": (
         {"depth": 240, "width": 300, "seeds": 4, "draws": 16},
-        (faults.chi1_too_large, faults.no_biases, faults.weights_too_large),
+        (faults.chi1_too_large, faults.weights_too_large),
     ),
     "poole_maps": (
         {"width": 1000, "seeds": 20, "sigmas": (1.3, 2.5)},
-        (faults.chi1_too_large, faults.no_biases, faults.weights_too_large),
+        (faults.chi1_too_large, faults.no_biases),
     ),
-    "glorot_histograms": ({}, (faults.slopes_too_steep, faults.weights_too_large)),
+    "glorot_histograms": ({}, (faults.slopes_too_steep,)),
     "yang_batch_norm": (
         {},
         (faults.batch_norm_gain_too_large, faults.statistics_held_fast, faults.running_averages),
     ),
     "lu_dying_relu": ({}, (faults.dead_too_seldom, faults.weights_lean_to_one_side)),
-    "hanin_widths": ({}, (faults.all_units_active, faults.leaky_units, faults.weights_too_large)),
-    "pennington_spectrum": ({}, (faults.all_units_active, faults.leaky_units, faults.weights_too_large)),
-    "balduzzi_shattering": ({}, (faults.angles_that_stay, faults.leaky_units)),
+    "hanin_widths": ({}, (faults.all_units_active, faults.leaky_units)),
+    "pennington_spectrum": ({}, (faults.all_units_active,)),
+    "balduzzi_shattering": ({}, (faults.angles_that_stay,)),
     "selu_fixed_point": (
         {},
-        (faults.chi1_too_large, faults.second_moment_too_large, faults.weights_too_large, faults.relu_in_the_engine),
+        (faults.chi1_too_large, faults.second_moment_too_large, faults.relu_in_the_engine),
     ),
-    "hayou_edge_of_chaos": (
-        {},
-        (faults.chi_too_large, faults.curvature_too_large, faults.no_biases, faults.weights_too_large),
-    ),
-    "tailored_relu": ({}, (faults.one_layer_less, faults.relu_in_the_engine)),
+    "hayou_edge_of_chaos": ({}, (faults.chi_too_large, faults.curvature_too_large)),
+    "tailored_relu": ({}, (faults.one_layer_less,)),
 }
 
 
@@ -58,7 +57,7 @@ def remembering(*args: Any, **kwargs: Any) -> Any:
     """`probe`, which is not asked twice: a fault in the oracle changes nothing in the engine."""
     key = tuple(x.tobytes() if isinstance(x, np.ndarray) else repr(x) for x in (*args, *kwargs.items()))
     if key not in REMEMBERED:
-        REMEMBERED[key] = vgjax.probe.probe(*args, **kwargs)
+        REMEMBERED[key] = vgjax.training.probe.probe(*args, **kwargs)
     return REMEMBERED[key]
 
 

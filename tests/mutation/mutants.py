@@ -34,15 +34,19 @@ HERE = Path(__file__).parent
 WORK = ROOT / "build" / "mutation"
 SEED = 20261122
 PLAN = {  # how many mutants of each module, and the tests that know it
-    "theory": (70, ["theory", "profiles"]),
-    "stats": (40, ["stats"]),
-    "octaves": (50, ["octaves"]),
-    "units": (50, ["units"]),
-    "watching": (20, ["watching"]),
-    "optim": (40, ["optim"]),
-    "train": (40, ["engine", "replicas", "gradients"]),
-    "chunks": (20, ["chunks"]),
-    "dense": (10, ["dense"]),
+    "theory/gaussian": (25, ["theory/mean_field", "theory/profiles"]),
+    "theory/mean_field": (25, ["theory/mean_field", "theory/profiles"]),
+    "theory/criticality": (10, ["theory/mean_field", "theory/profiles"]),
+    "theory/batch_norm": (10, ["theory/mean_field"]),
+    "statistics/weights": (40, ["statistics/weights"]),
+    "statistics/histograms": (50, ["statistics/histograms"]),
+    "statistics/units": (50, ["statistics/units"]),
+    "watching/optimizer": (20, ["watching/optimizer"]),
+    "training/optim": (40, ["training/optim"]),
+    "training/step": (20, ["training/step", "training/replicas", "training/gradients"]),
+    "training/chunk": (20, ["training/step", "training/replicas", "training/gradients"]),
+    "training/chunk_plan": (20, ["training/chunk_plan"]),
+    "network/dense": (10, ["network/dense"]),
 }
 LEFT_OUT = (  # of these files: they compile for long, and about what other rooms do
     "compiled",
@@ -91,19 +95,51 @@ NumPy {numpy}, Python {python}.
 """
 
 
-def sample() -> None:
-    """Draw places of each module, and one mutant of each place."""
-    rows, population = [], {}
-    for module, (n, _) in PLAN.items():
+def sample(n: int | None, like: Path | None) -> None:
+    """Draw places of each module, and one mutant of each place; or take the mutants of an earlier result again.
+
+    Args:
+      n: mutants in all; None: as many as `PLAN` says, or all of the earlier ones.
+      like: result.json of an earlier run; its mutants are found again by the text of their lines.
+    """
+    rows, population, all_mutants = [], {}, []
+    share = 1.0 if n is None or like else n / sum(number for number, _ in PLAN.values())
+    for module, (number, _) in PLAN.items():
         rng = random.Random(f"{SEED} {module}")
         by_place = mutants(module)
         population[module] = {"places": len(by_place), "mutants": sum(map(len, by_place.values()))}
-        for place in sorted(rng.sample(sorted(by_place), n)):
+        drawn = min(len(by_place), max(1, round(number * share)))
+        for place in sorted(rng.sample(sorted(by_place), drawn)):
             rows.append(rng.choice(by_place[place]))
+        all_mutants += [one for found in by_place.values() for one in found] if like else []
         print(module, population[module], flush=True)
+    if like:
+        rows = found_again(json.loads(like.read_text())["mutants"], all_mutants, n)
     WORK.mkdir(parents=True, exist_ok=True)
     rows = [{"id": f"{r['module']}:{r['line']}:{r['column']}", **r} for r in rows]
     (WORK / "sample.json").write_text(json.dumps({"commit": commit(), "population": population, "mutants": rows}))
+
+
+def found_again(earlier: list[dict], mutants: list[dict], n: int | None) -> list[dict]:
+    """Today's mutants that change the same lines in the same way; `n` of them, drawn with `SEED`."""
+
+    def text(line: str) -> str:
+        return "".join(line.partition("#")[0].split())
+
+    today: dict[tuple, list[dict]] = {}
+    for one in mutants:
+        today.setdefault((one["operator"].removeprefix("core/"), text(one["before"])), []).append(one)
+    found, lost = [], 0
+    for row in earlier:
+        candidates = today.get((row["operator"], text(row["line"])), [])
+        same = [one for one in candidates if text(change(one)) == text(row["change"])]
+        lost += not same
+        found += [{**same[0], "earlier": row["outcome"]}] if same else []
+    print(f"{len(found)} of {len(earlier)} mutants found again; the lines of {lost} have changed", flush=True)
+    if n is None or n >= len(found):
+        return found
+    places = sorted(random.Random(SEED).sample(range(len(found)), n))
+    return [found[i] for i in places]
 
 
 def commit() -> str:
@@ -158,7 +194,7 @@ def tree_of(name: str, module: str, text: str) -> Path:
     shutil.rmtree(tree, ignore_errors=True)
     for part in ("vgjax", "tests"):
         shutil.copytree(ROOT / part, tree / part, ignore=shutil.ignore_patterns("__pycache__", "mutation"))
-    for part in ("experiments", "pyproject.toml", "README.md", "Makefile"):
+    for part in ("experiments", "conftest.py", "pyproject.toml", "README.md", "Makefile"):
         (tree / part).symlink_to(ROOT / part)
     (tree / "vgjax" / f"{module}.py").write_text(text)
     return tree
@@ -189,19 +225,26 @@ def run_pytest(tree: Path, files: list[str], plugin: object) -> int:
     os.chdir(tree)
     os.environ["PYTHONPATH"] = str(tree)
     sys.path[:] = [str(tree), *(p for p in sys.path if p and Path(p).resolve() not in (ROOT, HERE))]
-    paths = [f"tests/test_{name}.py" for name in files]
+    paths = [file_of(name) for name in files]
     return pytest.main(["-x", "-q", "-p", "no:cacheprovider", "--tb=line", *QUIET, *paths], plugins=[plugin])
+
+
+def file_of(name: str) -> str:
+    """tests/theory/test_profiles.py of theory/profiles."""
+    folder, _, module = name.rpartition("/")
+    return f"tests/{folder}/test_{module}.py"
 
 
 def profile(module: str) -> list[dict]:
     """The module's tests, run on it as it is: all have to pass; a process for each file, and once for each test."""
     rows = []
     for name in PLAN[module][1]:
-        kept, log = WORK / f"{module}_{name}.json", WORK / f"{module}_{name}.log"
+        stem = f"{module}-{name}".replace("/", "_")
+        kept, log = WORK / f"{stem}.json", WORK / f"{stem}.log"
         known = json.loads(kept.read_text()) if kept.exists() else []
 
         def work(name: str = name, kept: Path = kept, known: list = known) -> int:
-            tree = tree_of(f"{module}_{name}", module, source_of(module))
+            tree = tree_of(kept.stem, module, source_of(module))
             plugin = Profile(str(tree / "vgjax" / f"{module}.py"), known)
             status = run_pytest(tree, [name], plugin)
             if status in (0, 5):
@@ -209,7 +252,7 @@ def profile(module: str) -> list[dict]:
             return status
 
         if in_fork(log, 3600, work) not in (0, 5):  # 5: nothing new
-            raise SystemExit(f"tests/test_{name}.py fails on the code as it is: {log}")
+            raise SystemExit(f"{file_of(name)} fails on the code as it is: {log}")
         rows += json.loads(kept.read_text())
     return rows
 
@@ -217,8 +260,8 @@ def profile(module: str) -> list[dict]:
 def test_one(mutant: dict, tests: list[dict]) -> dict:
     """Whether the tests kill a mutant."""
     ids = [row["test"] for row in tests]
-    files = [n for n in PLAN[mutant["module"]][1] if any(f"test_{n}.py" in test for test in ids)]
-    name = mutant["id"].replace(":", "_")
+    files = [n for n in PLAN[mutant["module"]][1] if any(test.startswith(file_of(n)) for test in ids)]
+    name = mutant["id"].replace(":", "_").replace("/", "_")
     tree, log = tree_of(name, mutant["module"], mutant["source"]), WORK / f"{name}.log"
     start, limit = time.time(), 30 + 3 * sum(row["cpu"] for row in tests)
     status = in_fork(log, limit, lambda: run_pytest(tree, files, Chosen(ids))) if tests else 0
@@ -296,6 +339,8 @@ def report() -> None:
             where = f"`vgjax/{m['module']}.py:{m['line']}`"
             old, new = (f"`{text}`".replace("|", "\\|") for text in (m["before"], mutated))
             alive.append(f"| {where} | {old} | {new} | {row['equivalent'] or '**not killed**'} |")
+        if "earlier" in m:
+            row["earlier"] = m["earlier"]
         rows.append(row)
     for module in [*PLAN, "all"]:
         own = [row for row in rows if module in ("all", row["at"].split(":")[0])]
@@ -319,9 +364,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=main.__doc__, epilog=f"To begin anew: rm -r {WORK.relative_to(ROOT)}")
     parser.add_argument("what", choices=["all", "sample", "run", "again", "report"], nargs="?", default="all")
     parser.add_argument("modules", nargs="*", default=list(PLAN))
+    parser.add_argument("--n", type=int, help="mutants in all; default: some 340")
+    parser.add_argument("--like", type=Path, help="take the mutants of this result.json again")
     args = parser.parse_args()
     if args.what == "sample" or not (WORK / "sample.json").exists():
-        sample()
+        sample(args.n, args.like)
     for again in (False, True):
         if args.what in ("all", "again" if again else "run"):
             run(again, args.modules)

@@ -207,7 +207,7 @@ def test_a_stop_says_how_to_go_on(commands, tmp_path, name, number, phase, times
     """One line: its command leads to the undisturbed run. What had landed is saved; by a second signal, or not."""
     command, whole = commands[name]
     folder, since = tmp_path / "in here", time.time()
-    process = command.process([*command.words, "--out", str(folder)], ("-m", "vgjax"))
+    process = command.users([*command.words, "--out", str(folder)])
     while phase not in phases(folder, since):
         assert process.poll() is None, process.stderr.read()
         time.sleep(0.001)
@@ -235,7 +235,7 @@ def test_a_second_signal_does_not_wait_for_the_chunk(commands, tmp_path, number)
     """Which takes several seconds, and would have to land first."""
     command, folder = commands["train"][0], tmp_path / "run"
     words = "train --dataset digits --batch-size 1 --hidden 512 512 512 --seeds 2 --record norms --tensorboard none"
-    process = command.process([*words.split(), "--out", str(folder)], ("-m", "vgjax"))
+    process = command.users([*words.split(), "--out", str(folder)])
     try:
         while not (landed := len(list(folder.glob("history/until-*.nc")))):
             assert process.poll() is None, process.stderr.read()
@@ -265,7 +265,7 @@ def test_a_signal_at_any_moment_is_no_traceback(commands, tmp_path, line, number
     shutil.copytree(whole, tmp_path / "run")
     words = line.format(network, folder=tmp_path / "run").split()
     rng = random.Random(f"{line} {number}")
-    process = command.process(words, ("-m", "vgjax"))
+    process = command.users(words)
     while not hears(process.pid, number):
         time.sleep(0.001)
     time.sleep(rng.uniform(0.0, 1.0) ** 2 * 6)

@@ -174,7 +174,7 @@ def test_a_job_stops_as_one_and_survives_the_loss_of_a_process(tmp_path):
 
 IDLE = """
 import os, pathlib, sys, time
-from vgjax.machines import joined
+from vgjax.training.processes import joined
 with joined(sys.argv[1:4]):
     other = pathlib.Path(sys.argv[4])
     if sys.argv[3] == "1":

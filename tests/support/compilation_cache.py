@@ -20,7 +20,7 @@ MOST_ENTRIES = 20_000  # of a process; then it begins anew
 
 
 def set_up() -> None:
-    """Give this process, and those that it starts, its folder; to be called before JAX is imported.
+    """Give this process, and those that it starts, its folder; to be called before anything is compiled.
 
     The folder is in the user's cache, or where VGJAX_TEST_CACHE says; "off": no cache.
     """
@@ -32,6 +32,12 @@ def set_up() -> None:
     os.environ["JAX_COMPILATION_CACHE_DIR"] = str(own)
     os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
     os.environ["JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES"] = "-1"
+    import jax
+
+    if jax.config.jax_compilation_cache_dir != str(own):  # JAX was imported before, and has read its environment
+        jax.config.update("jax_compilation_cache_dir", str(own))
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+        jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
     _share(own)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -23,7 +24,7 @@ Fault = Callable[[pytest.MonkeyPatch], None]
 def chi1_too_large(patch: pytest.MonkeyPatch) -> None:
     """In the oracle."""
     right = theory.chi1
-    patch.setattr(theory, "chi1", lambda *args: 1.05 * right(*args))
+    _in_theory(patch, "chi1", lambda *args: 1.05 * right(*args))
 
 
 def no_biases(patch: pytest.MonkeyPatch) -> None:
@@ -41,25 +42,25 @@ def weights_too_large(patch: pytest.MonkeyPatch) -> None:
 def chi_too_large(patch: pytest.MonkeyPatch) -> None:
     """In the oracle: the slope of the correlation map, of which ξ_c is made."""
     right = theory.chi
-    patch.setattr(theory, "chi", lambda *args: 1.05 * right(*args))
+    _in_theory(patch, "chi", lambda *args: 1.05 * right(*args))
 
 
 def curvature_too_large(patch: pytest.MonkeyPatch) -> None:
     """In the oracle."""
     right = theory.curvature
-    patch.setattr(theory, "curvature", lambda *args: 1.1 * right(*args))
+    _in_theory(patch, "curvature", lambda *args: 1.1 * right(*args))
 
 
 def second_moment_too_large(patch: pytest.MonkeyPatch) -> None:
     """In the oracle: E[φ²] by .1 %."""
     right = theory.moment
-    patch.setattr(theory, "moment", lambda power, *args: (1.001 if power == 2 else 1) * right(power, *args))
+    _in_theory(patch, "moment", lambda power, *args: (1.001 if power == 2 else 1) * right(power, *args))
 
 
 def one_layer_less(patch: pytest.MonkeyPatch) -> None:
     """In the oracle: the slope is tailored to another depth."""
     right = theory.tailored_slope
-    patch.setattr(theory, "tailored_slope", lambda layers, target: right(layers - 1, target))
+    _in_theory(patch, "tailored_slope", lambda layers, target: right(layers - 1, target))
 
 
 def relu_in_the_engine(patch: pytest.MonkeyPatch) -> None:
@@ -92,7 +93,7 @@ def dead_too_seldom(patch: pytest.MonkeyPatch) -> None:
 def batch_norm_gain_too_large(patch: pytest.MonkeyPatch) -> None:
     """In the oracle."""
     right = theory.finite_batch_norm_gradient_gain
-    patch.setattr(theory, "finite_batch_norm_gradient_gain", lambda *args: 1.1 * right(*args))
+    _in_theory(patch, "finite_batch_norm_gradient_gain", lambda *args: 1.1 * right(*args))
 
 
 def statistics_held_fast(patch: pytest.MonkeyPatch) -> None:
@@ -133,6 +134,13 @@ OF_THE_ORACLE = (
     *(chi1_too_large, chi_too_large, curvature_too_large, second_moment_too_large, one_layer_less, slopes_too_steep),
     *(dead_too_seldom, batch_norm_gain_too_large, all_units_active, angles_that_stay),
 )
+
+
+def _in_theory(patch: pytest.MonkeyPatch, name: str, changed: Callable[..., Any]) -> None:
+    """A function of the theory changed, wherever it has been imported."""
+    for module in (theory, *(module for where, module in sys.modules.items() if where.startswith("vgjax.theory."))):
+        if name in vars(module):
+            patch.setattr(module, name, changed)
 
 
 def _changed(variables: Any, leaf: str, factor: float) -> Any:

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import psutil
+from forks import Fork
 from paths import TOP
 
 from vgjax import load
@@ -65,17 +66,21 @@ class Command:
     environment: dict[str, str]
     took: float = 0.0  # seconds, undisturbed
 
-    def start(self, folder: Path) -> subprocess.Popen:
+    def start(self, folder: Path) -> Fork:
         """A process that begins or goes on."""
         words = [*self.words, "--out", str(folder)]
         if self.words[0] == "train" and (folder / "config.yaml").exists():
             words.append("--resume")
         return self.process(words)
 
-    def process(self, words: list[str], program: Sequence[str] = ("-c", PROGRAM)) -> subprocess.Popen:
-        """That line; ("-m", "vgjax") is the program as a user starts it."""
+    def process(self, words: list[str]) -> Fork:
+        """That line, with a chunk an epoch and a checkpoint at each."""
+        return Fork(words, self.where, self.environment, PROGRAM)
+
+    def users(self, words: list[str]) -> subprocess.Popen:
+        """That line as a user starts it."""
         pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-        return subprocess.Popen([sys.executable, *program, *words], cwd=self.where, env=self.environment, **pipes)
+        return subprocess.Popen([sys.executable, "-m", "vgjax", *words], cwd=self.where, env=self.environment, **pipes)
 
     def finish(self, folder: Path) -> None:
         """To the end, undisturbed."""

@@ -18,10 +18,28 @@ import pytest
 
 from vgjax.training import chunk_plan, probe, programs
 
+collect_ignore_glob = ["tests/mutation/*", "tests/support/*"]  # no tests
 MOST_MAPS = 15_000
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_numpy_dtype_promotion", "strict")
+
+
+# Files that take longest, which begin first, so that no process is left with one of them at the end.
+LONGEST = ("test_experiments", "test_kills", "test_machines", "test_figures_at_start", "test_rules", "test_examination")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Sort by file, those of `LONGEST` before the others."""
+    rank = {name: place for place, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: rank.get(item.path.stem, len(LONGEST)))
+
+
+@pytest.fixture(autouse=True)
+def examples_run_in_a_folder_of_their_own(request: pytest.FixtureRequest) -> None:
+    """What the example of a docstring writes is not left behind."""
+    if isinstance(request.node, pytest.DoctestItem):
+        request.getfixturevalue("monkeypatch").chdir(request.getfixturevalue("tmp_path"))
 
 
 @pytest.fixture(autouse=True, scope="module")
