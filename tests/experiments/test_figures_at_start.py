@@ -13,8 +13,7 @@ import vgjax.training.probe
 from experiments.options import Options
 
 # Experiment → where a smoke test is too small for every row to hold, what to change in its size; and its faults. Each
-# fault of the engine, for which all networks are simulated again, is planted in one experiment; those of the oracle cost
-# little.
+# fault of the engine, for which all networks are simulated again, is planted once; those of the oracle cost little.
 TRIALS: dict[str, tuple[dict[str, Any], tuple[faults.Fault, ...]]] = {
     "schoenholz_gradients": (
         {"depth": 240, "width": 300, "seeds": 4, "draws": 16},
