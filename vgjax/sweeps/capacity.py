@@ -10,6 +10,8 @@ import jax
 import jax.numpy as jnp
 import psutil
 
+MEMORY_LIMIT, MEMORY_USED = Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory.current")  # of a container
+
 
 def free_bytes() -> int:
     """Memory that is free on the devices together; on CPUs, the machine's, within the limit of its container."""
@@ -17,9 +19,8 @@ def free_bytes() -> int:
     if all(stats := [device.memory_stats() for device in devices]):
         return sum(one["bytes_limit"] - one["bytes_in_use"] for one in stats)
     free = psutil.virtual_memory().available
-    limit, used = Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory.current")
     try:
-        return min(free, int(limit.read_text()) - int(used.read_text()))
+        return min(free, int(MEMORY_LIMIT.read_text()) - int(MEMORY_USED.read_text()))
     except (OSError, ValueError):  # no container, or one without a limit
         return free
 
