@@ -250,7 +250,8 @@ def main() -> int:
     options = tyro.cli(Options, prog="python -m experiments.benchmark")
     import joblib
 
-    os.environ.setdefault("JAX_NUM_CPU_DEVICES", str(joblib.cpu_count()))  # lanes share the cores, as in the experiments
+    # lanes share the cores, as in the experiments
+    os.environ.setdefault("JAX_NUM_CPU_DEVICES", str(joblib.cpu_count()))
     if options.repeats < 1:
         print(f"error: repeats {options.repeats} is not allowed; allowed: whole numbers from 1", file=sys.stderr)
         return 2

@@ -22,7 +22,8 @@ from vgjax.data.catalogue import DATASETS, EMBEDDED, load
 from vgjax.settings import Settings, parse_seeds, read_settings, seeds_as_words
 from vgjax.training import optim, parallel, tensorboard
 
-HEAVY = {"joblib", "jax", "jaxlib", "flax", "optax", "numpy", "tensorflow", "matplotlib", "xarray", "pandas", "rich", "yaml"}
+HEAVY = {"jax", "jaxlib", "flax", "optax", "numpy", "tensorflow", "matplotlib", "xarray", "pandas", "rich", "yaml"}
+HEAVY |= {"joblib"}
 
 
 # Help
