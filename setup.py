@@ -7,14 +7,14 @@ from setuptools import setup
 from setuptools.command.build_py import build_py
 from setuptools.command.sdist import sdist
 
-TOP = Path(__file__).parent
+ENVIRONMENT = runpy.run_path(str(Path(__file__).parent / "vgjax" / "environment.py"))
+COMMIT = ENVIRONMENT["commit"]()  # asked for at once: the folder that an sdist is made in looks like a change
 
 
 def write_commit(folder: str) -> None:
     """Write the commit, where it is known, into the copy of the package in that folder."""
-    environment = runpy.run_path(str(TOP / "vgjax" / "environment.py"))
-    if commit := environment["commit"]():
-        Path(folder, "vgjax", environment["COMMIT_FILE"]).write_text(f"{commit}\n")
+    if COMMIT:
+        Path(folder, "vgjax", ENVIRONMENT["COMMIT_FILE"]).write_text(f"{COMMIT}\n")
 
 
 class BuildWithCommit(build_py):
