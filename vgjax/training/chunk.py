@@ -147,7 +147,7 @@ def _depending_on(record: dict[str, jax.Array], before: Any, state: State) -> St
 
     The record needs the parameters `before` the step. If XLA may compute the new ones first, it copies the old ones.
 
-    On a CPU this saves one of two copies of each weight matrix in the compiled loop; norms at every step of a
+    On a CPU this saves one of two copies of most weight matrices in the compiled loop; norms at every step of a
     784-512-256-128-10 network take 1.06 to 1.17 times as long without it. `jax.lax.optimization_barrier` on the record
     and the parameters does not help: XLA removes it before it places the copies. This can go when XLA keeps that order.
     """
