@@ -89,8 +89,10 @@ def _reproduce(options: Options) -> int:
 
 def _prepare_jax(smoke: bool) -> None:
     """What JAX reads from the environment, before it is imported."""
+    import joblib
+
     # A core for every other lane: small layers cannot keep several cores busy.
-    os.environ.setdefault("JAX_NUM_CPU_DEVICES", str(os.cpu_count()))
+    os.environ.setdefault("JAX_NUM_CPU_DEVICES", str(joblib.cpu_count()))
     flags = os.environ.get("XLA_FLAGS", "")
     if smoke and "xla_backend_optimization_level" not in flags:  # programs that run for milliseconds
         os.environ["XLA_FLAGS"] = f"{flags} --xla_backend_optimization_level=0".strip()

@@ -103,6 +103,8 @@ def main() -> int:
     options = tyro.cli(Options, prog="python -m experiments.calibration")
     os.environ.setdefault("JAX_NUM_CPU_DEVICES", "1")  # a process a core
     _prepare_jax(smoke=True)  # its programs run for milliseconds
+    import joblib
+
     from vgjax.environment import environment
 
     started, halves = time.monotonic(), [half for half in HALVES if options.half in ("both", half)]
@@ -110,7 +112,7 @@ def main() -> int:
     if options.smoke:
         benches = benches[:2]
     rows = []
-    with ProcessPoolExecutor(os.cpu_count(), multiprocessing.get_context("spawn")) as workers:
+    with ProcessPoolExecutor(joblib.cpu_count(), multiprocessing.get_context("spawn")) as workers:
         for part in workers.map(judge, benches, [options.smoke] * len(benches)):
             rows += part
             for row in (row for row in part if not row["right"]):

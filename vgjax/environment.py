@@ -1,28 +1,29 @@
-"""With what a result was made: versions, devices, commit, date."""
+"""What a result was made with: versions, devices, commit, date."""
 
 from __future__ import annotations
 
 import datetime
 import functools
 import importlib.metadata
-import os
 import platform
 import subprocess
 from pathlib import Path
 from typing import Any
 
+COMMIT_FILE = "_commit.txt"  # beside this module in wheels and sdists; `setup.py` writes it
 PACKAGES = ("vgjax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "clu", "tensorflow-datasets", "numpy")
 
 
 def environment() -> dict[str, Any]:
-    """Versions, devices, commit ("+changes" where the tree differs; None outside a checkout), date (UTC)."""
+    """Versions, devices, commit (see `commit`), CPUs that this process may use, date (UTC)."""
     import jax
+    import joblib
 
     return {
         "python": platform.python_version(),
         "versions": {name: version(name) for name in PACKAGES},
         "platform": platform.platform(),
-        "cpus": os.cpu_count(),
+        "cpus": joblib.cpu_count(),
         "devices": [str(device.device_kind) for device in jax.devices()],
         "backend": jax.default_backend(),
         "commit": commit(),
@@ -30,12 +31,16 @@ def environment() -> dict[str, Any]:
     }
 
 
-@functools.cache  # of the code that runs, whatever becomes of the files
+@functools.cache  # the files may change while the code runs
 def commit() -> str | None:
-    """The commit of the checkout that this package is imported from."""
-    top = Path(__file__).parent.parent
+    """The commit of this package's code: of the checkout, or the one that its wheel or sdist was built from.
+
+    It ends in "+changes" where Python files differed from the commit; None where it is unknown.
+    """
+    package = Path(__file__).parent
+    top, file = package.parent, package / COMMIT_FILE
     if not (top / ".git").exists():
-        return None
+        return file.read_text().strip() if file.exists() else None
     revision = _git(top, "rev-parse", "HEAD")
     return revision and revision + ("+changes" if _git(top, "status", "--porcelain", "--", "*.py") else "")
 
@@ -50,7 +55,7 @@ def _git(top: Path, *arguments: str) -> str | None:
 
 @functools.cache
 def version(package: str) -> str | None:
-    """Of an installed package."""
+    """The release of an installed package, as its metadata has it; None where it is not installed."""
     try:
         return importlib.metadata.version(package)
     except importlib.metadata.PackageNotFoundError:

@@ -21,7 +21,10 @@ from vgjax.data.catalogue import DATASETS, EMBEDDED, load
 from vgjax.settings import Settings, parse_seeds, read_settings, seeds_as_words
 from vgjax.training import optim, parallel, tensorboard
 
-HEAVY = {"jax", "jaxlib", "flax", "optax", "numpy", "tensorflow", "matplotlib", "xarray", "pandas", "rich", "yaml"}
+HEAVY = {
+    *("jax", "jaxlib", "flax", "optax", "joblib", "numpy", "tensorflow", "matplotlib"),
+    *("xarray", "pandas", "rich", "yaml"),
+}
 
 
 # Help

@@ -114,7 +114,7 @@ def test_the_job_wrote_one_folder(found):
     top, (alone, *job) = found
     assert "holds this run already; go on with --resume" in alone["refusal"] and alone["refusal"].count("\n") == 0
     assert job[0]["refusal"] == alone["refusal"].replace("/alone", "/job")
-    assert job[1]["refusal"] == "stopped, as process 0 had to; it says why"
+    assert job[1]["refusal"] == "stopped because process 0 failed; it says why"
     names = [sorted(path.name for path in (top / name).iterdir()) for name in ("job", "alone")]
     assert names[0] == names[1] and "history.nc" in names[0]
     assert load(top / "job")["loss"].values.tolist() == job[1]["resumed"][0]["data_vars"]["loss"]["data"]

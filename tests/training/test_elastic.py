@@ -105,5 +105,5 @@ def test_pairs():
     product = run(CONFIG, settings, [4, 2], dataset=small.dataset(), devices=1).history
     for name in ("loss", "gradient_rms", "validation_loss"):
         np.testing.assert_allclose(paired[name].values, product[name].values[[0, 3]], rtol=1e-5)
-    with pytest.raises(ValueError, match="2 hypers and 3 seeds are no pairs; allowed: as many of both"):
+    with pytest.raises(ValueError, match="2 hypers and 3 seeds cannot be paired; allowed: as many of each"):
         run(CONFIG, settings, [0, 1, 2], paired=True, dataset=small.dataset())

@@ -22,9 +22,11 @@ Distributed = Annotated[tuple[str, ...] | None, arg(metavar="[HOST:PORT COUNT IN
 
 
 def cores_are_devices() -> None:
-    """A small lane cannot keep several cores busy, so each core takes lanes of its own."""
+    """Make every core a device of JAX: a small lane cannot keep several cores busy, so each core trains its own."""
     if "jax" not in sys.modules:
-        os.environ.setdefault("JAX_NUM_CPU_DEVICES", str(os.cpu_count()))
+        import joblib  # counts the cores that this process may use: affinity, and a container's quota
+
+        os.environ.setdefault("JAX_NUM_CPU_DEVICES", str(joblib.cpu_count()))
 
 
 def plain_name(name: str) -> str:

@@ -76,7 +76,7 @@ class Train:
         find = functools.partial(load, self.config.dataset, self.data_dir, self.manual_dir)
         advice = functools.partial(self._advice, folder)
         with joined(self.distributed):
-            dataset = parallel.at_first(find) or find()  # which may have to be prepared, once
+            dataset = parallel.on_first_process(find) or find()  # which may have to be prepared, once
             with (
                 saying_how_to_go_on(advice, folder / "config.yaml"),
                 ProgressBar() as bar,

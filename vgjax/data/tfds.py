@@ -1,6 +1,6 @@
-"""TFDS as `vgjax.data` wants it: quiet, refusing early and in one line, and a builder's examples as arrays.
+"""TFDS for `vgjax.data`: without its messages, with early refusals in one line; a builder's examples as arrays.
 
-TFDS is imported here alone, and only to prepare a data set.
+Only this module imports TFDS, and only to prepare a data set.
 """
 
 from __future__ import annotations
@@ -26,11 +26,9 @@ ADVICE = "give the original files by --manual-dir DIR, or run `vgjax data prepar
 
 @contextlib.contextmanager
 def quiet_tfds() -> Iterator[Any]:
-    """TFDS without its chatter (bars on a terminal only), its look-ups in the cloud and its minutes of retries."""
+    """TFDS without its messages (progress bars on a terminal only) and its minutes of retries."""
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-    os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")  # TensorFlow announces them past its own log level
-    from unittest import mock  # it imports asyncio
-
+    os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")  # oneDNN prints a notice at every log level
     disabled = logging.root.manager.disable
     logging.disable(logging.CRITICAL)
     try:
@@ -39,19 +37,21 @@ def quiet_tfds() -> Iterator[Any]:
             from tensorflow_datasets.core.download import downloader
 
             tfds.display_progress_bar(sys.stderr.isatty())
-            no_look_up = mock.patch.object(tfds.core.DatasetInfo, "initialize_from_bucket")
-            with no_look_up, mock.patch.object(downloader, "MAX_RETRIES", 2):
+            retries, downloader.MAX_RETRIES = downloader.MAX_RETRIES, 2
+            try:
                 yield tfds
+            finally:
+                downloader.MAX_RETRIES = retries
     finally:
         logging.disable(disabled)
 
 
 @contextlib.contextmanager
 def in_one_line(name: str, where: Path) -> Iterator[None]:
-    """Says in one line what TFDS raises in many; `where`: the folder that it reads or writes."""
+    """Turn the errors of TFDS into one line; `where`: the folder that it reads or writes."""
     try:
         yield
-    except Exception as error:  # builders are the code of many hands
+    except Exception as error:  # builders have many authors, and raise anything
         import requests
         from tensorflow_datasets.core.download.util import DownloadError
 
@@ -65,7 +65,7 @@ def in_one_line(name: str, where: Path) -> Iterator[None]:
 
 
 def check_kind(tfds: Any, name: str, info: Any) -> None:
-    """Refuse what is not one image of fixed size and one class label."""
+    """Refuse a data set whose examples are not one uint8 image of fixed size and one class label."""
     keys = [key for key in info.supervised_keys or () if isinstance(key, str)]
     image, label = ([info.features[key] for key in keys] + [None, None])[:2]
     if not isinstance(image, tfds.features.Image) or not isinstance(label, tfds.features.ClassLabel):
@@ -80,7 +80,7 @@ def check_kind(tfds: Any, name: str, info: Any) -> None:
 
 
 def check_at_hand(name: str, infos: Mapping[str, Any], manual: Path | None) -> None:
-    """Refuse at once where no original file is at hand and no network answers; TFDS would try for minutes."""
+    """Refuse at once if no original file is at hand and no network answers; TFDS would try for minutes."""
     import requests
 
     files_of = {url: info.filename or url for url, info in infos.items()}
@@ -100,6 +100,7 @@ def check_at_hand(name: str, infos: Mapping[str, Any], manual: Path | None) -> N
 
 
 def decode(tfds: Any, name: str, builder: Any) -> Dataset:
+    """The examples of a prepared builder as arrays on the host."""
     import tensorflow as tf
 
     with contextlib.suppress(RuntimeError):  # already in use

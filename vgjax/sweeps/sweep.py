@@ -28,7 +28,7 @@ from vgjax.sweeps.plan import SHARE_OF_MEMORY, Plan, Slice, bytes_of_lane, cut, 
 from vgjax.training import chunk_plan, history, loop, parallel
 from vgjax.training.checks import check_names
 from vgjax.training.chunk_plan import shape
-from vgjax.training.folder import BEGINNINGS, check_made_with, claimed, read_plain, write_made_with, write_plain
+from vgjax.training.folder import BEGINNINGS, check_release, claimed, read_plain, write_made_with, write_plain
 from vgjax.training.loop import run
 
 
@@ -119,7 +119,7 @@ class Job:
             check_sizes(data, config)
             steps = shape(config, data)
             chunk_plan.plan(config, steps.steps_per_epoch, steps.steps)
-        self.plan = parallel.from_first(self._plan)
+        self.plan = parallel.from_first_process(self._plan)
         for one in self.plan.slices:
             n_train = len(self.data(one.config).train_labels) - one.config.holdout
             parallel.layout(shard, one.lanes, loop.batch_sizes(one.config, n_train), devices)
@@ -134,9 +134,9 @@ class Job:
         """Do what the plan says; the history of the whole grid."""
         with contextlib.ExitStack() as claim:
             if self.folder:
-                parallel.at_first(partial(_keep, self.folder, self.grid, claim))
+                parallel.on_first_process(partial(_keep, self.folder, self.grid, claim))
             self._run_slices(progress, note)
-            return parallel.from_first(self._whole) if self.folder else self._whole()
+            return parallel.from_first_process(self._whole) if self.folder else self._whole()
 
     def _run_slices(self, progress: Callable[[Standing], None] | None, note: Callable[[str], None] | None) -> None:
         waiting = list(self.plan.slices)
@@ -174,7 +174,7 @@ class Job:
     def _halved(self, one: Slice, waiting: list[Slice]) -> list[Slice]:
         """Where one was too large: half as many lanes at once, for it and all that share its program."""
         if folder := self._slice_folder(one):
-            parallel.at_first(partial(shutil.rmtree, folder, ignore_errors=True))
+            parallel.on_first_process(partial(shutil.rmtree, folder, ignore_errors=True))
         return [part for each in waiting for part in (halved(each) if each.program == one.program else [each])]
 
     def _plan(self) -> Plan:
@@ -214,7 +214,7 @@ class Job:
             paired=True,
             dataset=dataset,
             folder=folder,
-            resume=parallel.from_first(partial(_is_begun, folder)) if folder else False,
+            resume=parallel.from_first_process(partial(_is_begun, folder)) if folder else False,
             tensorboard="none",
             lanes=one.lanes,
             deepest=one.deepest,
@@ -223,7 +223,7 @@ class Job:
             devices=self._devices,
         )
         if folder:
-            parallel.at_first(partial(shutil.rmtree, folder / "checkpoints", ignore_errors=True))
+            parallel.on_first_process(partial(shutil.rmtree, folder / "checkpoints", ignore_errors=True))
         else:
             self._histories[_name(one)] = result.history
 
@@ -302,7 +302,7 @@ def _read(file: Path) -> _There:
 
 def _loaded(find: Callable[[], Dataset]) -> Dataset:
     """Found by every process, and prepared, where it has to be, by the first."""
-    return parallel.at_first(find) or find()
+    return parallel.on_first_process(find) or find()
 
 
 def _is_begun(folder: Path) -> bool:
@@ -330,7 +330,7 @@ def _keep(folder: Path, grid: Grid, claim: contextlib.ExitStack) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     claim.enter_context(claimed(folder))
     if not is_new:
-        check_made_with(folder)
+        check_release(folder)
     write_made_with(folder)
     write_plain(file, grids.as_plain(grid))
     for finished in folder.glob("slices/*/history.nc"):  # perhaps by a process that was killed before it tidied up

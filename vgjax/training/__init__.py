@@ -1,1 +1,1 @@
-"""One run: the train step, chunks of steps, the host's loop, and what it leaves on disk."""
+"""One run: the train step, chunks of steps, the host's loop, and the run's folder."""

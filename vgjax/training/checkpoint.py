@@ -1,7 +1,7 @@
-"""Checkpoints of a run with Orbax: the state, the lanes' keys and the step, saved whole or not at all.
+"""Checkpoints of a run with Orbax: the state, the lanes' keys and the step, saved completely or not at all.
 
-Beside Orbax's files lies `SHA256SUMS`, which `sha256sum --check` reads too: Orbax takes some files with a flipped bit
-for whole, and of others it complains from its threads.
+Every checkpoint has a file `SHA256SUMS`, which `sha256sum --check` can read. Orbax alone does not notice some damaged
+files, and reports others only from its threads.
 """
 
 from __future__ import annotations
@@ -25,10 +25,10 @@ SUMS = "SHA256SUMS"
 
 
 def open_checkpoints(folder: Path) -> ocp.CheckpointManager:
-    """The checkpoints of a run folder; the latest two are kept. No other process takes part."""
+    """Open the checkpoints of a run folder; the latest two are kept. Other processes of the job take no part."""
     directory, me = (folder / "checkpoints").absolute(), jax.process_index()
     directory.mkdir(parents=True, exist_ok=True)
-    _hush()
+    _silence_background_errors()
     options = ocp.CheckpointManagerOptions(
         preservation_policy=ocp.checkpoint_managers.LatestN(KEPT),
         enable_async_checkpointing=True,
@@ -40,13 +40,13 @@ def open_checkpoints(folder: Path) -> ocp.CheckpointManager:
 
 
 def save(manager: ocp.CheckpointManager, step: int, tree: Any) -> None:
-    """Save in the background; a kill meanwhile leaves the checkpoint before."""
+    """Save in the background; if the process is killed meanwhile, the previous checkpoint remains."""
     with named(Path(manager.directory)):
         manager.save(step, args=ocp.args.Composite(state=ocp.args.StandardSave(_plain(tree))), force=True)
 
 
 def check(manager: ocp.CheckpointManager) -> None:
-    """Raise what went wrong in the background.
+    """Raise the error of a save in the background.
 
     Raises:
       OSError: a checkpoint could not be written.
@@ -56,32 +56,32 @@ def check(manager: ocp.CheckpointManager) -> None:
 
 
 def finish(manager: ocp.CheckpointManager) -> None:
-    """Wait until what was saved is on disk; errors as `check`."""
+    """Wait until all saves are on disk; raises as `check` does."""
     with named(Path(manager.directory)):
         manager.wait_until_finished()
 
 
 def close(manager: ocp.CheckpointManager) -> None:
-    """Wait as `finish`, and let go of the threads."""
+    """Wait as `finish` does, and end Orbax's threads."""
     with named(Path(manager.directory)):
         manager.close()
 
 
 def forget(manager: ocp.CheckpointManager) -> None:
-    """Drop all there are."""
+    """Delete all checkpoints."""
     for step in manager.all_steps():
         manager.delete(step)
 
 
 def restore(manager: ocp.CheckpointManager, like: Any) -> tuple[int, Any]:
-    """The latest checkpoint.
+    """Read the latest checkpoint.
 
     Args:
       manager: of the run folder.
-      like: a tree of the same structure, whose shapes and dtypes the result takes.
+      like: a tree with the structure, shapes and dtypes of the saved one.
 
     Returns:
-      The step, and the tree; (0, like) where there is none yet.
+      The step and the tree; (0, like) if there is no checkpoint yet.
 
     Raises:
       ValueError: the checkpoint is damaged or belongs to another network.
@@ -101,13 +101,14 @@ def restore(manager: ocp.CheckpointManager, like: Any) -> tuple[int, Any]:
 
 
 def _write_sums(directory: Path) -> None:
-    """Called by Orbax when all of a checkpoint is written, and before it gets its name."""
+    """Write the sums; Orbax calls this when a checkpoint's files are complete and still have their temporary name."""
     for folder in directory.glob("*.orbax-checkpoint-tmp*"):
         sums = (f"{_sha256(file)}  {file.relative_to(folder)}\n" for file in _files(folder))
         (folder / SUMS).write_text("".join(sums))
 
 
 def _check_sums(folder: Path) -> None:
+    """Refuse a checkpoint whose files are not those that were saved."""
     advice = f"without the folder {folder} the run goes on from before it"
     sums, found = folder / SUMS, {}
     with contextlib.suppress(OSError, ValueError):
@@ -130,15 +131,20 @@ def _sha256(file: Path) -> str:
 
 
 @cache
-def _hush() -> None:
-    """Of what Orbax raises, it and TensorStore tell on stderr too, from threads of their own."""
+def _silence_background_errors() -> None:
+    """Keep off stderr what Orbax's threads print about errors that `check` and `finish` raise anyway.
+
+    After a failed save (a full disk), Orbax also leaves a coroutine whose event loop is closed. When Python frees it,
+    an error is printed that no caller can catch, so the hook drops this one message. It can go when a failed save in
+    Orbax prints nothing; tests/promises/test_disk.py looks at stderr.
+    """
     logging.getLogger("absl").addFilter(lambda record: "orbax" not in record.pathname)
-    before = sys.unraisablehook
-    sys.unraisablehook = lambda it: None if str(it.exc_value) == "Event loop is closed" else before(it)
+    previous = sys.unraisablehook
+    sys.unraisablehook = lambda it: None if str(it.exc_value) == "Event loop is closed" else previous(it)
 
 
 def _plain(tree: Any) -> Any:
-    """Arrays on the host alone: of several processes, Orbax saves those without asking the others."""
+    """The tree with host arrays alone: Orbax saves them without asking the other processes of the job."""
     return jax.tree.map(lambda x: np.asarray(jax.random.key_data(x) if _is_key(x) else x), tree)
 
 

@@ -1,4 +1,4 @@
-"""Whether all that a config names exists and fits, tried on small shapes before anything is written or compiled."""
+"""Checks of all that a config names, on small shapes, before a run compiles or writes anything."""
 
 from __future__ import annotations
 
@@ -24,21 +24,21 @@ STEPS = 10
 
 @in_float32
 def check_names(config: Config) -> None:
-    """Resolve every name of a config but the data set's, and try what it stands for, without computing anything.
+    """Look up every name of a config except the data set's, and trace its function on small shapes.
 
     Raises:
-      ValueError: no such name, or a function of the user's own that raises or gives the wrong thing; in one line.
+      ValueError: an unknown name, or a user's function that raises or returns other shapes or dtypes; in one line.
     """
     if not isinstance(config, Config):
         raise ValueError(f"config {reprlib.repr(config)} is not allowed; allowed: vgjax.Config")
     weights, bias = jax.ShapeDtypeStruct((3, 2), jnp.float32), jax.ShapeDtypeStruct((2,), jnp.float32)
     key = jax.eval_shape(jax.random.key, 0)
     phi = activation(config.activation)
-    _try("activation", config.activation, lambda z: jax.vjp(phi, z)[0], weights, weights)  # it must have a gradient
+    _try("activation", config.activation, lambda z: jax.vjp(phi, z)[0], weights, weights)  # which needs a gradient
     for named in dict.fromkeys([config.initializer, config.output_initializer or config.initializer]):
         init = initializer(named)
         _try("initializer", named, lambda key, init=init: init(key, weights.shape, weights.dtype), key, weights)
-        if isinstance(named, str) and ":" not in named:  # a row: its formula takes the same arguments
+        if isinstance(named, str) and ":" not in named:  # a row of the table: its variance takes the same arguments
             attempt("initializer", named, partial(_check_variance, named, *weights.shape))
     resolve("cadence", CADENCES, config.cadence)
     attempt("cadence", config.cadence, lambda: steps_of(config.cadence, STEPS, 2 * STEPS))
@@ -55,7 +55,7 @@ def check_names(config: Config) -> None:
 
 
 def _try(kind: str, named: Any, function: Callable[..., Any], given: Any, wanted: Any) -> None:
-    """Refuse a function of `given` that raises, or gives other shapes or dtypes than `wanted`."""
+    """Refuse a function of `given` that raises, or returns other shapes or dtypes than `wanted`."""
     got = attempt(kind, named, lambda: jax.eval_shape(function, given))
     if _shapes(got) != _shapes(wanted):
         raise ValueError(f"{kind} {text_of(named)!r} gives {_shapes(got)}; allowed: {_shapes(wanted)}")
@@ -68,7 +68,7 @@ def _check_variance(named: str, fan_in: int, fan_out: int) -> None:
 
 
 def _shapes(tree: Any) -> Any:
-    """A tree of arrays as text: float32[3,2]."""
+    """A tree of arrays with text in place of each array: float32[3,2]."""
     leaves, structure = jax.tree.flatten(tree)
     shapes = [f"{leaf.dtype}[{','.join(map(str, leaf.shape))}]" for leaf in leaves]
     return jax.tree.unflatten(structure, shapes)

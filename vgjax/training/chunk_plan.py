@@ -1,6 +1,6 @@
-"""A run is cut into chunks: what the devices do between two looks of the host.
+"""How a run is cut into chunks: a chunk is what the devices do between two exchanges with the host.
 
-A chunk is an epoch, or several where epochs are short: every chunk costs the host some milliseconds, and every lane a
+A chunk is one epoch, or several if epochs are short: every chunk costs the host some milliseconds, and every lane one
 copy of its state.
 """
 
@@ -17,31 +17,31 @@ from vgjax.names import attempt, text_of
 from vgjax.statistics.cadence import steps_of
 
 MOST_EPOCHS = 10_000_000
-# Of a chunk of several epochs, so that it takes one core and lane less than some .02 seconds:
+# Limits of a chunk of several epochs, so that one lane takes less than about 0.02 seconds of one core:
 STEPS_AT_ONCE = 64
 PRODUCTS_AT_ONCE = 2e8
 
 
 class Chunk(NamedTuple):
-    """Epochs, the run's last of which may be cut short."""
+    """One or more epochs; the last epoch of a run may be cut short."""
 
-    start: int  # its first step
-    stops: tuple[int, ...]  # of each epoch, the step after its last
+    start: int  # the first step
+    stops: tuple[int, ...]  # for each epoch, the step after its last
     recorded: tuple[int, ...]  # the instrumented steps
-    validates: tuple[bool, ...]  # of each epoch, whether it ends with a validation
+    validates: tuple[bool, ...]  # for each epoch, whether it ends with a validation
 
     @property
     def stop(self) -> int:
-        """The step after its last."""
+        """The step after the last."""
         return self.stops[-1]
 
 
 class Shape(NamedTuple):
-    """What the cost of one lane follows from."""
+    """The sizes that the cost of one lane depends on."""
 
     config: Config
-    products: int  # of all weight matrices, Σ fan_in · fan_out
-    units: int  # of all layers, inputs included
+    products: int  # Σ fan_in · fan_out over all weight matrices
+    units: int  # Σ widths of all layers and the input
     widest: int
     n_validation: int
     steps: int
@@ -49,7 +49,7 @@ class Shape(NamedTuple):
 
 
 def shape(config: Config, dataset: Dataset) -> Shape:
-    """Of a config on its data."""
+    """The sizes of a config on its data set."""
     widths = (dataset.train_inputs.shape[1], *config.hidden, dataset.classes)
     products = sum(fan_in * fan_out for fan_in, fan_out in itertools.pairwise(widths))
     per_epoch = batches.steps_per_epoch(config, len(dataset.train_labels) - config.holdout)
@@ -59,22 +59,22 @@ def shape(config: Config, dataset: Dataset) -> Shape:
 
 
 def epochs_at_once(one: Shape) -> int:
-    """Most epochs of a chunk; it does not depend on how long the run is, on lanes or on the machine."""
+    """The largest number of epochs in a chunk; it does not depend on the run's length, its lanes or the machine."""
     examples = 3 * one.config.batch_size // one.config.replicas * one.steps_per_epoch + one.n_validation
     return max(1, min(STEPS_AT_ONCE // one.steps_per_epoch, int(PRODUCTS_AT_ONCE / (examples * one.products))))
 
 
 def plan(config: Config, steps_per_epoch: int, total_steps: int, epochs: int = 1) -> list[Chunk]:
-    """Cut a run into chunks, and say which steps are instrumented.
+    """Cut a run into chunks, and choose the instrumented steps.
 
     Args:
-      config: cadence and validation.
+      config: its cadence and `validate`.
       steps_per_epoch, total_steps: of the run.
-      epochs: of a chunk.
+      epochs: in a chunk.
 
     Raises:
-      ValueError: the cadence names no step of the run, or one outside it, or cannot be used; or there are more steps
-        than an int32 can count.
+      ValueError: the cadence names no step of the run, or a step outside it, or fails; or the run has more steps than
+        an int32 can count.
     """
     if total_steps > LARGEST or total_steps > MOST_EPOCHS * steps_per_epoch:
         allowed = f"at most {LARGEST} steps, in {MOST_EPOCHS} epochs"
@@ -95,10 +95,13 @@ def plan(config: Config, steps_per_epoch: int, total_steps: int, epochs: int = 1
 
 
 def most_records(chunks: list[Chunk], epochs: int) -> int:
-    """Records for which every chunk has room: no fewer than one an epoch and the run's last, so that programs are shared.
+    """The number of records that the program of a run has room for, in every chunk.
+
+    It is one for each epoch of a chunk and one for the run's last step, or more where a chunk needs more: so runs with
+    few records share a program.
 
     Args:
       chunks: of the run.
-      epochs: most epochs of a chunk.
-    """  # noqa: E501
+      epochs: the largest number of epochs in a chunk.
+    """
     return max(epochs + 1, *(len(chunk.recorded) for chunk in chunks))

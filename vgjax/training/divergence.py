@@ -1,6 +1,6 @@
-"""Where a run left the finite numbers: a chunk is run again, step by step, until something is NaN or infinite.
+"""Where a run diverged: the chunk runs again, step by step, until a number is NaN or infinite.
 
-The run itself looks at nothing but its losses for this, which it has anyway.
+The run itself checks only its losses, and its parameters at the end of a chunk, which costs it nothing at a step.
 """
 
 from __future__ import annotations
@@ -25,9 +25,9 @@ PLACES = ("forward", "backward", "update")
 
 
 def first_bad(program: Program, shared: Shared, lane_and_state: tuple[Lane, State]) -> tuple[jax.Array, jax.Array]:
-    """The first step of a chunk in which a pre-activation, the loss, a gradient or a new parameter is not finite.
+    """Find the first step of a chunk in which a pre-activation, the loss, a gradient or a new parameter is not finite.
 
-    A loss that is not finite where all pre-activations are counts as the last layer's.
+    If the loss is not finite although all pre-activations are, the last layer counts as bad.
 
     Args:
       program: static.
@@ -35,13 +35,13 @@ def first_bad(program: Program, shared: Shared, lane_and_state: tuple[Lane, Stat
       lane_and_state: as they were before the chunk.
 
     Returns:
-      The step, −1 if there is none; and which layers were bad in it, bool [PLACES, layers].
+      The step, or −1; and the layers with a number that is not finite in it, bool [PLACES, layers].
     """
     lane, state = lane_and_state
     plan, per_epoch = shared.plan, program.steps_per_epoch
     orders = orders_of(program, shared, lane)
 
-    def look(step: Callable[..., Any], state: State, t: jax.Array) -> tuple[State, jax.Array]:
+    def checked_step(step: Callable[..., Any], state: State, t: jax.Array) -> tuple[State, jax.Array]:
         state, outcome, view = step(state, t)
         return state, _bad_layers(program, outcome.loss, view, state.variables["params"])
 
@@ -54,14 +54,14 @@ def first_bad(program: Program, shared: Shared, lane_and_state: tuple[Lane, Stat
 
         def body(carry: tuple) -> tuple:
             state, t, _ = carry
-            state, bad = look(step, state, t)
+            state, bad = checked_step(step, state, t)
             return state, t + 1, bad
 
         return jax.lax.while_loop(until(jnp.minimum(start + per_epoch, plan.stop)), body, carry)
 
     first = stepper(program, shared, lane, orders[0])
     none = jax.tree.map(
-        lambda s: jnp.zeros(s.shape, s.dtype), jax.eval_shape(partial(look, first), state, plan.start)[1]
+        lambda s: jnp.zeros(s.shape, s.dtype), jax.eval_shape(partial(checked_step, first), state, plan.start)[1]
     )
     _, t, bad = jax.lax.while_loop(until(plan.stop), epoch, (state, plan.start, none))
     return jnp.where(jnp.any(bad), t - 1, -1), bad
@@ -74,20 +74,21 @@ def _bad_layers(program: Program, loss: jax.Array, view: View, new_params: Any) 
 
 
 def _bad_modules(params: Any) -> jax.Array:
-    """Which layers' weights, biases, norms or gains are not finite, bool [layers]."""
+    """The layers with a weight, bias, norm parameter or gain that is not finite, bool [layers]."""
     parts = [group(name, leaf) for name, module in params.items() for leaf in jax.tree.leaves(module)]
-    rows = [max(1, int(name.rpartition("_")[2])) - 1 for part in parts for name in part.names]  # norm_0 is layer_1's
+    numbers = [int(name.rpartition("_")[2]) for part in parts for name in part.names]
+    rows = [max(1, number) - 1 for number in numbers]  # norm_0 belongs to layer_1
     return jnp.zeros(max(rows) + 1, bool).at[np.array(rows)].max(weights.any_bad(parts))
 
 
 def describe(step: int, bad: np.ndarray, layers: Sequence[str]) -> dict[str, Any]:
-    """The layer where it began, and in which direction the signal was going.
+    """Say in which layer a lane diverged first, and where in the step.
 
-    On its way forward the signal is lost in the lowest bad layer, backward in the highest.
+    The forward signal is lost first in the lowest bad layer, the backward signal in the highest.
 
     Args:
-      step, bad: as `first_bad` gives them, of one lane.
-      layers: names of all layers.
+      step, bad: the results of `first_bad` for one lane.
+      layers: the names of all layers.
 
     Returns:
       {"first_bad_step", "first_bad_layer", "first_bad_in": "forward", "backward" or "update"}.

@@ -1,4 +1,4 @@
-"""A run's folder: config, environment, history, records and checkpoints, opened, resumed and closed together."""
+"""The folder of a run: config, environment, history, TensorBoard and checkpoints; opened, resumed and closed."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import filelock
 import xarray as xr
 import yaml
 
@@ -20,46 +21,42 @@ from vgjax.files import read_sealed, whole, write_sealed
 from vgjax.training import checkpoint, history, parallel
 from vgjax.training.tensorboard import Records, Which
 
-try:
-    import fcntl
-except ImportError:  # not on Windows, where nothing is locked
-    fcntl = None  # type: ignore[assignment]
-
 SECONDS_BETWEEN_CHECKPOINTS = 10.0
 LOCK = ".lock"
 MADE_WITH = "environment.json"
-# what a process leaves that is killed before its run has a config
+# the files that a process may leave if it is killed before it has written the config: they make no run
 BEGINNINGS = (LOCK, MADE_WITH, "environment.tmp", "config.tmp", "grid.tmp")
 
 
 class RunFolder:
-    """Where a run writes. Everything in it can be read without this package: YAML, JSON, netCDF, CSV, TensorBoard.
+    """The folder that a run writes. Other programs can read all of it: YAML, JSON, netCDF, CSV, TensorBoard.
 
-    Of several processes the first writes; all of them call the same methods.
+    All processes of a job call the same methods; the first process alone writes.
     """
 
-    def __init__(self, path: Path, claim: contextlib.ExitStack, check_ours: Callable[[], None]):
-        self.path, self._claim, self._check_ours = path, claim, check_ours
+    def __init__(self, path: Path, tensorboard: Which, claim: contextlib.ExitStack, check_ours: Callable[[], None]):
+        self.path, self._tensorboard, self._claim, self._check_ours = path, tensorboard, claim, check_ours
         self._checkpoints = checkpoint.open_checkpoints(path)
         self._records: Records | None = None
         self._saved_at = time.monotonic()
 
     @classmethod
-    def open(cls, path: Path, about: dict[str, Any], resume: bool) -> RunFolder:
-        """Make a run folder, or reopen it to resume.
+    def open(cls, path: Path, about: dict[str, Any], resume: bool, tensorboard: Which = "all") -> RunFolder:
+        """Make a run folder, or open an existing one to resume its run.
 
         Args:
           path: the folder.
           about: the run as `vgjax.settings.as_plain` gives it; saved as `config.yaml`.
-          resume: whether a run is to go on here.
+          resume: whether to resume the run that the folder holds.
+          tensorboard: which lanes to write.
 
         Raises:
-          ValueError: there is a run already, or another one; nothing was changed.
+          ValueError: the folder holds this run and `resume` is false, or it holds something else; nothing was changed.
         """
-        return parallel.at_first(lambda: cls._open(path, about, resume)) or _Elsewhere()
+        return parallel.on_first_process(lambda: cls._open(path, about, resume, tensorboard)) or _NotWritten()
 
     @classmethod
-    def _open(cls, path: Path, about: dict[str, Any], resume: bool) -> RunFolder:
+    def _open(cls, path: Path, about: dict[str, Any], resume: bool, tensorboard: Which) -> RunFolder:
         file = path / "config.yaml"
         with contextlib.ExitStack() as claim:
             is_new = not path.exists() or all(one.name in BEGINNINGS for one in path.iterdir())
@@ -70,36 +67,38 @@ class RunFolder:
             check_ours = claim.enter_context(claimed(path))
             if is_new:
                 write_made_with(path)
-                write_plain(file, about)  # last: now it is a run
+                write_plain(file, about)  # last: it makes the folder a run
             else:
                 cls._check(path, about, resume)
-            return cls(path, claim.pop_all(), check_ours)
+            return cls(path, tensorboard, claim.pop_all(), check_ours)
 
     @staticmethod
     def _check(path: Path, about: dict[str, Any], resume: bool) -> None:
-        """Whether the folder's run is this one, to be gone on with."""
+        """Refuse a folder that holds another run, or this run while `resume` is false."""
         there = read_plain(path / "config.yaml")
-        check_made_with(path)
-        if _what(there) != _what(about):
+        check_release(path)
+        if _without_lanes(there) != _without_lanes(about):
             raise ValueError(f"{path} holds another run ({_difference(there, about)}); choose another folder")
         if not resume:
             raise ValueError(f"{path} holds this run already; go on with --resume, or choose another folder")
 
-    def resume(self, tree: Any, stops: Sequence[int], tensorboard: Which) -> tuple[int, Any, list[xr.Dataset]]:
-        """Where the run stands: steps done, the tree there, the history so far; and begin TensorBoard and the log.
+    def resume(self, tree: Any, stops: Sequence[int]) -> tuple[int, Any, list[xr.Dataset]]:
+        """Read the last checkpoint and its history, and open TensorBoard and the log.
 
         Args:
           tree: the tree at step 0, [lanes, …].
-          stops: the steps after which an epoch ends.
-          tensorboard: which lanes to write.
+          stops: the number of steps done at the end of every epoch.
+
+        Returns:
+          The number of steps done, the tree at that step, and the history so far (an empty list at step 0).
 
         Raises:
           ValueError: a checkpoint or the history is damaged.
         """
-        done, saved, so_far = parallel.from_first(lambda: self._resume(tree, stops, tensorboard))
+        done, saved, so_far = parallel.from_first_process(lambda: self._resume(tree, stops))
         return done, saved if done else tree, so_far
 
-    def _resume(self, tree: Any, stops: Sequence[int], tensorboard: Which) -> tuple[int, Any, list[xr.Dataset]]:
+    def _resume(self, tree: Any, stops: Sequence[int]) -> tuple[int, Any, list[xr.Dataset]]:
         done, tree = checkpoint.restore(self._checkpoints, tree)
         done = history.forget_after(self.path, done)
         so_far = [history.load(self.path)] if done else []
@@ -109,11 +108,11 @@ class RunFolder:
         if not done:
             checkpoint.forget(self._checkpoints)
         (self.path / "history").mkdir(exist_ok=True)
-        self._records = Records(self.path, tensorboard, so_far)
+        self._records = Records(self.path, self._tensorboard, so_far)
         return done, tree if done else None, so_far
 
     def write(self, part: xr.Dataset) -> None:
-        """A chunk has ended: its history and records. What went wrong in the background is raised."""
+        """Write the history of a chunk, to disk and to TensorBoard; raise what has failed in the background."""
         self._check_ours()
         checkpoint.check(self._checkpoints)
         history.write_chunk(self.path, part)
@@ -121,8 +120,8 @@ class RunFolder:
             self._records.write(part)
 
     def made_with(self) -> str:
-        """The environment in which the run began, as JSON."""
-        return (self.path / "environment.json").read_text()
+        """The environment that the run began in, as JSON."""
+        return (self.path / MADE_WITH).read_text()
 
     def save(self, step: int, tree: Any) -> None:
         """Save a checkpoint."""
@@ -131,11 +130,11 @@ class RunFolder:
         self._saved_at = time.monotonic()
 
     def wants_checkpoint(self) -> bool:
-        """Whether the last checkpoint is old enough for another."""
-        return parallel.anywhere(time.monotonic() - self._saved_at > SECONDS_BETWEEN_CHECKPOINTS)
+        """Whether the last checkpoint is so old that another one is due."""
+        return parallel.on_any_process(time.monotonic() - self._saved_at > SECONDS_BETWEEN_CHECKPOINTS)
 
     def finish(self, whole: xr.Dataset) -> None:
-        """The run is over: one history file and its tables."""
+        """End the run: write the whole history as one file, and its tables."""
         checkpoint.finish(self._checkpoints)
         self._check_ours()
         history.finish(self.path, whole)
@@ -144,63 +143,63 @@ class RunFolder:
         return self
 
     def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
-        """Close; where the disk has failed already, what fails now is a consequence."""
+        """Close the folder; after an error of the disk, ignore those that closing brings: they follow from it."""
         with contextlib.suppress(OSError) if isinstance(error, OSError) else contextlib.nullcontext():
             self.close()
 
     def close(self) -> None:
-        """Write what is queued, close every file and let go of the folder."""
+        """Write what is queued, close every file and release the folder."""
         with self._claim:
             self._claim.callback(checkpoint.close, self._checkpoints)
             if self._records:
                 self._records.close()
 
 
-class _Elsewhere(RunFolder):
-    """The folder, to a process that does not write."""
+class _NotWritten(RunFolder):
+    """What the other processes of a job have in place of the folder: every method that writes does nothing."""
 
     def __init__(self) -> None:
         self._saved_at = math.inf
 
     def write(self, part: xr.Dataset) -> None:
-        """Elsewhere."""
+        """Do nothing."""
 
     def save(self, step: int, tree: Any) -> None:
-        """Elsewhere."""
+        """Do nothing."""
 
     def finish(self, whole: xr.Dataset) -> None:
-        """Elsewhere."""
+        """Do nothing."""
 
     def close(self) -> None:
-        """Nothing is open."""
+        """Do nothing."""
 
 
 @contextlib.contextmanager
 def claimed(path: Path) -> Iterator[Callable[[], None]]:
-    """Keep other processes out of a folder; however this one ends, the system lets them in then.
+    """Lock a folder against other processes; the system releases the lock however this process ends.
 
-    Returns:
-      What raises an OSError where the folder has vanished since, even if there is another in its place.
+    Yields:
+      A function that raises an OSError if the folder has vanished, even if another one has its name now.
 
     Raises:
-      ValueError: another process is in it.
+      ValueError: another process has locked it.
     """
     file = path / LOCK
     with file.open("w") as lock:
 
-        def check_ours() -> None:
-            with contextlib.suppress(FileNotFoundError):
-                if file.stat().st_ino == os.fstat(lock.fileno()).st_ino:
-                    return
-            raise FileNotFoundError(errno.ENOENT, "the folder has vanished", str(path))
-
-        if fcntl:
+        def is_ours() -> bool:
             try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                check_ours()  # and not of one who has just left, so that another may have come
-            except (BlockingIOError, FileNotFoundError):
-                problem = f"{path} is in use by another process; wait for it, or choose another folder"
-                raise ValueError(problem) from None
+                return os.path.samestat(file.stat(), os.fstat(lock.fileno()))
+            except FileNotFoundError:
+                return False
+
+        def check_ours() -> None:
+            if not is_ours():
+                raise FileNotFoundError(errno.ENOENT, "the folder has vanished", str(path))
+
+        # A process that leaves deletes its file: a lock on a deleted file keeps nobody out.
+        if not (filelock.lock_descriptor(lock.fileno(), blocking=False) and is_ours()):
+            raise ValueError(f"{path} is in use by another process; wait for it, or choose another folder")
         try:
             yield check_ours
         finally:
@@ -210,15 +209,15 @@ def claimed(path: Path) -> Iterator[Callable[[], None]]:
 
 
 def write_plain(file: Path, content: dict[str, Any]) -> None:
-    """Plain data as YAML, with its checksum."""
+    """Write plain data as YAML, with a checksum."""
     write_sealed(file, yaml.safe_dump(content, sort_keys=False, allow_unicode=True).encode())
 
 
 def read_plain(file: Path) -> dict[str, Any]:
-    """What `write_plain` wrote.
+    """Read what `write_plain` wrote.
 
     Raises:
-      ValueError: it is damaged.
+      ValueError: the file is damaged.
     """
     content = read_sealed(file)
     try:
@@ -231,33 +230,33 @@ def read_plain(file: Path) -> dict[str, Any]:
 
 
 def write_made_with(folder: Path) -> None:
-    """With what the run in a folder is made."""
+    """Write the environment that the run in a folder begins in."""
     with whole(folder / MADE_WITH) as temporary:
         temporary.write_text(json.dumps(environment(), indent=2))
 
 
-def check_made_with(folder: Path) -> None:
-    """Whether this version may go on in a folder.
+def check_release(folder: Path) -> None:
+    """Refuse to resume in a folder that another release of vgjax made; two commits of one release may share it.
 
     Raises:
-      ValueError: it was made with another.
+      ValueError: another release made it, or it does not say which one did.
     """
     file, ours = folder / MADE_WITH, version("vgjax")
     try:
         theirs = json.loads(file.read_text())["versions"]["vgjax"]
     except (OSError, ValueError, LookupError, TypeError):
-        raise ValueError(f"{file} is damaged or missing; it tells with which version the run was begun") from None
+        raise ValueError(f"{file} is damaged or missing; it says which release began the run") from None
     if theirs != ours:
         raise ValueError(f"{folder} was made with vgjax {theirs}, this is {ours}; choose another folder")
 
 
-def _what(about: dict[str, Any]) -> dict[str, Any]:
-    """Less how it runs, which may change."""
+def _without_lanes(about: dict[str, Any]) -> dict[str, Any]:
+    """A run without the number of lanes that its program is compiled for, which may change between resumptions."""
     return {name: value for name, value in about.items() if name != "lanes"}
 
 
 def _difference(there: dict[str, Any], wanted: dict[str, Any]) -> str:
-    """The first field in which two runs differ."""
+    """The first field in which two runs differ, as text."""
     flat_there, flat_wanted = _flat(there), _flat(wanted)
     for name in flat_wanted:
         if flat_there.get(name) != flat_wanted[name]:

@@ -1,9 +1,10 @@
-"""The labelled data set of a run: dimensions lane, record, layer, bin and evaluation; on disk and back.
+"""The history of a run: a labelled data set with the dimensions lane, record, layer, bin and evaluation; on disk too.
 
-Measured numbers are float32 and counts int32, with JAX_ENABLE_X64 too; coordinates are float64 and int64. NaN stands
-for what is undefined: 0/0, the noise of a batch of one, a validation not made, the accuracy of a network of NaN.
-On disk a history grows by one small netCDF file a chunk, each written whole or not at all; a finished run is merged
-into one `history.nc`, and its tables written as CSV.
+Measured numbers are float32 and counts int32, even with JAX_ENABLE_X64; coordinates are float64 and int64. NaN means
+undefined: 0/0, the noise of a batch of one, a validation that was not made, the accuracy of a network that gives NaN.
+
+On disk every chunk adds one small netCDF file, which is written completely or not at all. A finished run has one merged
+`history.nc`, and tables as CSV.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import shutil
 import threading
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import xarray as xr
@@ -20,51 +22,57 @@ from vgjax.files import read_sealed, whole, write_sealed
 from vgjax.statistics import histograms
 from vgjax.statistics.families import VARIABLES
 
-NETCDF = threading.Lock()  # its library is no good for two threads at once: wrong errors, and crashes
-
+NETCDF = threading.Lock()  # the netCDF library is not thread-safe: two threads in it get wrong errors, or crash
 
 ORDER = "order_of_variables"
 TABLES = {"statistics.csv": "record", "evaluations.csv": "evaluation", "lanes.csv": "lane"}
 
 
-def chunk(
+class ChunkResults(NamedTuple):
+    """What one chunk measured; values may have more rows than there are steps, and the surplus is dropped."""
+
+    steps: Sequence[int]  # the instrumented steps, counted from 0
+    records: Mapping[str, np.ndarray]  # name → [lanes, ≥ len(steps), …]
+    evaluated_at: Sequence[int]  # number of steps done at each evaluation
+    evaluations: Mapping[str, np.ndarray]  # name → [lanes, ≥ len(evaluated_at)]
+    divergence: Sequence[Mapping[str, int | str]]  # of each lane, the first number that is not finite so far
+
+
+def labelled(
     lanes: Mapping[str, np.ndarray],
     layers: Mapping[str, tuple[int, ...]],
-    steps: Sequence[int],
-    records: Mapping[str, np.ndarray],
-    evaluated_at: Sequence[int],
-    evaluation: Mapping[str, np.ndarray],
+    found: ChunkResults,
     steps_per_epoch: int,
-    divergence: Sequence[Mapping[str, int | str]],
     run: str,
 ) -> xr.Dataset:
-    """Label what one chunk left behind.
+    """The results of one chunk as a labelled data set.
 
     Args:
       lanes: coordinates of the lanes: seed, replica and hyper-parameters, each [lanes].
       layers: name → (fan_in, fan_out).
-      steps: the instrumented steps, counted from 0.
-      records: name → [lanes, ≥ len(steps), …]; what is beyond the steps is dropped.
-      evaluated_at: number of steps done at each evaluation.
-      evaluation: name → [lanes, ≥ len(evaluated_at)], likewise.
+      found: the results; `vgjax.training.divergence.describe` gives those about divergence.
       steps_per_epoch: for the epoch coordinate.
-      divergence: of each lane, where it left the finite numbers so far (see `vgjax.training.divergence`).
-      run: its config, hypers and seeds as JSON, the history's attribute of that name.
+      run: config, hypers and seeds as JSON, for the history's attribute `run`.
     """
     left, right = histograms.bin_edges()
     fans = np.array(list(layers.values()))
-    n, m = len(steps), len(evaluated_at)
+    n, m = len(found.steps), len(found.evaluated_at)
     variables = {
-        name: (("lane", "record", *VARIABLES[name][0]), np.asarray(values)[:, :n]) for name, values in records.items()
+        name: (("lane", "record", *VARIABLES[name][0]), np.asarray(values)[:, :n])
+        for name, values in found.records.items()
     }
-    variables |= {name: (("lane", "evaluation"), np.asarray(values)[:, :m]) for name, values in evaluation.items()}
-    variables |= {name: (("lane",), np.array([lane[name] for lane in divergence])) for name in divergence[0]}
+    variables |= {
+        name: (("lane", "evaluation"), np.asarray(values)[:, :m]) for name, values in found.evaluations.items()
+    }
+    variables |= {
+        name: (("lane",), np.array([place[name] for place in found.divergence])) for name in found.divergence[0]
+    }
     described = {name: (*variable, {"long_name": VARIABLES[name][1]}) for name, variable in variables.items()}
     coordinates = {
         **{name: ("lane", np.asarray(values)) for name, values in lanes.items()},
-        "step": ("record", np.asarray(steps, np.int64)),
-        "epoch": ("record", np.asarray(steps) / steps_per_epoch),
-        "evaluated_at": ("evaluation", np.asarray(evaluated_at, np.int64)),
+        "step": ("record", np.asarray(found.steps, np.int64)),
+        "epoch": ("record", np.asarray(found.steps) / steps_per_epoch),
+        "evaluated_at": ("evaluation", np.asarray(found.evaluated_at, np.int64)),
         "layer": ("layer", list(layers)),
         "fan_in": ("layer", fans[:, 0]),
         "fan_out": ("layer", fans[:, 1]),
@@ -80,14 +88,14 @@ def join(parts: Sequence[xr.Dataset]) -> xr.Dataset:
     for dimension in ("record", "evaluation"):
         names = [name for name, v in parts[0].variables.items() if dimension in v.dims]
         along[dimension] = xr.concat([part[names].drop_vars(_foreign(part, names)) for part in parts], dimension)
-    constant = parts[-1].drop_dims(["record", "evaluation"])  # the last one knows most
+    constant = parts[-1].drop_dims(["record", "evaluation"])  # the last part knows all divergence
     return xr.merge([constant, *along.values()], compat="override", combine_attrs="override")
 
 
 def beside(parts: Sequence[xr.Dataset]) -> xr.Dataset:
-    """Histories of different lanes as one; what some of them lack is NaN there, or a count of 0.
+    """Histories of different lanes as one history; layers are matched by name, records and evaluations by step.
 
-    Layers, records and evaluations are matched by name and step.
+    Where one of them has no value, it gets NaN, or a count of 0.
     """
     by_step = [part.swap_dims(record="step", evaluation="evaluated_at").drop_attrs(deep=False) for part in parts]
     variables = parts[0].data_vars.items()
@@ -104,15 +112,15 @@ def _foreign(part: xr.Dataset, names: list) -> list:
 
 
 def write_chunk(folder: Path, part: xr.Dataset) -> None:
-    """Add a chunk to a run's history on disk; the file is there whole or not at all."""
+    """Add a chunk to a run's history on disk; its file is written completely or not at all."""
     _write(part, folder / "history" / f"until-{int(part['evaluated_at'].values[-1]):09d}.nc")
 
 
 def forget_after(folder: Path, step: int) -> int:
-    """Drop the chunks that end after `step`: they are about to be run again. Merged ones can only go together.
+    """Delete the chunks that end after `step`, since they are about to run again; a merged history goes as a whole.
 
     Returns:
-      The step after which the history ends now.
+      The step at which the history now ends.
     """
     merged = folder / "history.nc"
     if merged.exists() and int(read(merged)["evaluated_at"].values[-1]) > step:
@@ -125,14 +133,14 @@ def forget_after(folder: Path, step: int) -> int:
 
 
 def finish(folder: Path, history: xr.Dataset) -> None:
-    """Write the whole history as three tables and `history.nc`, which says that all are there; drop the chunks."""
+    """Write the tables, then `history.nc`, whose presence says that the tables are complete; delete the chunks."""
     write_tables(folder, history)
     _write(history, folder / "history.nc")
     shutil.rmtree(folder / "history", ignore_errors=True)
 
 
 def write_tables(folder: Path, history: xr.Dataset) -> None:
-    """The history as CSV files: a row a lane, step and layer; a row a lane and evaluation; a row a lane."""
+    """Write three CSV files, with one row for each (lane, step, layer), (lane, evaluation) and lane."""
     scalars = history.drop_dims("bin")
     for file, dimension in TABLES.items():
         names = [
@@ -146,10 +154,10 @@ def write_tables(folder: Path, history: xr.Dataset) -> None:
 
 
 def load(folder: str | Path) -> xr.Dataset:
-    """The history of a run folder, finished or not.
+    """Load the history of a run folder; the run may be unfinished.
 
     Raises:
-      ValueError: there is none, or a file of it is damaged.
+      ValueError: the folder has no history, or one of its files is damaged.
     """
     folder = Path(folder)
     paths = [folder / "history.nc"] if (folder / "history.nc").exists() else _parts(folder)
@@ -163,10 +171,10 @@ def _parts(folder: Path) -> list[Path]:
 
 
 def read(path: Path) -> xr.Dataset:
-    """A history by its file.
+    """Read the history in one file.
 
     Raises:
-      ValueError: it is damaged.
+      ValueError: the file is damaged.
     """
     content = read_sealed(path)
     try:
@@ -185,7 +193,7 @@ def _write(dataset: xr.Dataset, path: Path) -> None:
 
 
 def _in_order(dataset: xr.Dataset) -> xr.Dataset:
-    """The variables as they were before netCDF, in memory, put them into the alphabet's."""
+    """Put the variables back into their own order; netCDF in memory sorts them by name."""
     names = dataset.attrs.pop(ORDER, "").split() or list(dataset.variables)
     ordered = {name: dataset[name].variable for name in names}
     coordinates = {name: ordered.pop(name) for name in names if name in dataset.coords}

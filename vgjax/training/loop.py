@@ -1,4 +1,7 @@
-"""A whole run on the host: chunks dispatched one ahead, history, TensorBoard and checkpoints behind; resume."""
+"""A whole run, seen from the host: it starts the next chunk on the devices, and meanwhile keeps what the last one gave.
+
+A finished chunk goes into the history, to TensorBoard and into a checkpoint. A run can resume from its folder.
+"""
 
 from __future__ import annotations
 
@@ -37,7 +40,7 @@ DEFAULTS = Hypers()
 
 
 class Result(NamedTuple):
-    """What a run leaves: its history, and the trained variables with a leading lane axis."""
+    """What `run` returns: the history, and the trained variables with a leading lane axis."""
 
     history: xr.Dataset
     variables: Variables
@@ -63,85 +66,95 @@ def run(
     deepest: int = 0,
     progress: Callable[[xr.Dataset, int], None] | None = None,
 ) -> Result:
-    """Train every lane (hypers × seeds × replicas) as one compiled program, in float32 with JAX_ENABLE_X64 too.
+    """Train every lane (hypers × seeds × replicas) in one compiled program, in float32 even with JAX_ENABLE_X64.
 
     Args:
-      config: what is static.
+      config: everything that is static.
       hypers: the traced numbers, of one setting or several.
-      seeds: how many (0, 1, …) or which.
-      paired: each of the hypers with the seed at its place, instead of all with all.
-      dataset: a data set at hand; None: `config.dataset` is looked up.
-      data_dir, manual_dir: where prepared data lie, and original files for TFDS (see `vgjax.data`).
-      variables: start from these (leading lane axis) and not from the initializer.
+      seeds: how many (0, 1, …), or which ones.
+      paired: pair hypers[i] with seeds[i]; otherwise every setting is trained with every seed.
+      dataset: a data set in memory; None: load `config.dataset`.
+      data_dir, manual_dir: the folders of prepared data, and of original files for TFDS (see `vgjax.data`).
+      variables: initial variables (leading lane axis) that replace the initializer's.
       folder: write config, history, TensorBoard, log and checkpoints here; None: write nothing.
-      resume: go on with the run in `folder` from its last checkpoint.
+      resume: continue the run in `folder` from its last checkpoint.
       tensorboard: which lanes to write: "all", "first", "none".
-      shard: what the devices share, "lanes" or "batch"; "auto": lanes where they divide.
-      devices: how many devices; None: all.
-      lanes, deepest: compile for so many lanes, and for networks of up to so many hidden layers (where all are as
-        wide, see `vgjax.network.model.is_elastic`), so that other runs share the program; 0: for these alone.
-      progress: called with every finished chunk of the history and the number of steps of the whole run; a
-        KeyboardInterrupt from it stops the run, with a checkpoint of what has landed; of several processes, all.
+      shard: what the devices divide among themselves, "lanes" or "batch"; "auto": the lanes where they divide evenly.
+      devices: how many devices to use; None: all.
+      lanes, deepest: compile the program for this many lanes, and for networks of up to this many hidden layers (all of
+        one width, see `vgjax.network.model.is_elastic`), so that other runs can use it too; 0: for this run alone.
+      progress: called with every finished chunk of the history and the number of steps of the whole run. If it raises
+        KeyboardInterrupt, the run saves a checkpoint of all finished chunks and stops, in every process of the job.
 
     Returns:
       The history and the trained variables.
 
     Raises:
-      ValueError: what was asked for is impossible; nothing was written.
+      ValueError: the run is impossible as asked for; nothing was written.
 
     Example:
       >>> result = run(Config(dataset="iris", hidden=(8,), epochs=1, batch_size=50), seeds=2)
       >>> result.history["gradient_rms"].dims
       ('lane', 'record', 'layer')
     """
-    one = isinstance(hypers, Hypers) or not isinstance(hypers, Sequence)
-    settings: list[Any] = [hypers] if one else list(hypers)
-    if not settings:
-        raise ValueError("no lanes; allowed: at least one setting of the hypers")
-    for setting in settings:
-        check_hypers(setting)
-    seeds = which_seeds(seeds)
+    settings, seeds = _checked_settings(hypers), which_seeds(seeds)
     typed("tensorboard", tensorboard, Which)
-    if paired and len(settings) != len(seeds):
-        raise ValueError(f"{len(settings)} hypers and {len(seeds)} seeds are no pairs; allowed: as many of both")
+    pairs = _pairs(settings, seeds, paired)
     check_names(config)
     dataset = dataset or load(config.dataset, data_dir, manual_dir)
     train, validation = batches.arrays(dataset, config)
-    pairs = list(zip(settings, seeds, strict=True) if paired else itertools.product(settings, seeds))
     n_lanes = len(pairs) * config.replicas
     lanes = max(lanes, n_lanes)
     where = parallel.layout(shard, lanes, batch_sizes(config, len(train.labels)), devices)
-    program = Program(_compiled_for(config, deepest), dataset.classes, len(train.labels), where)
+    program = Program(_program_config(config, deepest), dataset.classes, len(train.labels), where)
     epochs = epochs_at_once(shape(program.config, dataset))
     chunks = plan(config, program.steps_per_epoch, program.total_steps, epochs)
     all_lanes, coordinates = lanes_of(pairs, config.replicas)
     depth = jnp.int32(len(config.hidden)) if deepest else None
     shared = Shared(train, validation, _plan_arrays(chunks[0], most_records(chunks, epochs), epochs), depth)
-    # what can be refused is refused before a file is written
+    # everything that can be refused is refused before a file is written
     if variables is None:
-        state = programs.first_states(program, shared, _filled(all_lanes, lanes))
+        state = programs.first_states(program, shared, _padded(all_lanes, lanes))
     else:
         state = programs.states_of(program, shared, (all_lanes, variables))
     about = as_plain(config, settings, seeds, dataset.source)
     about |= {"paired": True} if paired else {}
     about |= {"variables": "given"} if variables is not None else {}
     about |= {"lanes": lanes, "deepest": deepest} if lanes > n_lanes or deepest else {}
-    disk = RunFolder.open(Path(folder), about, resume) if folder is not None else None
+    disk = RunFolder.open(Path(folder), about, resume, tensorboard) if folder is not None else None
     with disk or contextlib.nullcontext():
-        with_what = parallel.from_first(lambda: disk.made_with() if disk else json.dumps(environment()))
-        made = {"shard": shard, "devices": devices or parallel.device_count(), "environment": with_what}
+        made_with = parallel.from_first_process(lambda: disk.made_with() if disk else json.dumps(environment()))
+        made = {"shard": shard, "devices": devices or parallel.device_count(), "environment": made_with}
         job = _Job(config, program, chunks, shared, all_lanes, coordinates, about, made)
-        whole, trained = _train(job, state, disk, tensorboard, progress)
-    if deepest:
-        trained = {kind: jax.device_get(jax.vmap(partial(of_depth, config))(x)) for kind, x in trained.items()}
-    return Result(whole, trained)
+        whole_history, trained = _train(job, state, disk, progress)
+    return Result(whole_history, _of_own_depth(config, trained) if deepest else trained)
+
+
+def _checked_settings(hypers: Hypers | Sequence[Hypers]) -> list[Hypers]:
+    """One setting or several as a list, each of them checked."""
+    is_one = isinstance(hypers, Hypers) or not isinstance(hypers, Sequence)
+    settings: list[Any] = [hypers] if is_one else list(hypers)
+    if not settings:
+        raise ValueError("no lanes; allowed: at least one setting of the hypers")
+    for setting in settings:
+        check_hypers(setting)
+    return settings
+
+
+def _pairs(settings: Sequence[Hypers], seeds: Sequence[int], paired: bool) -> list[tuple[Hypers, int]]:
+    """One (setting, seed) for every lane, before replicas."""
+    if not paired:
+        return list(itertools.product(settings, seeds))
+    if len(settings) != len(seeds):
+        raise ValueError(f"{len(settings)} hypers and {len(seeds)} seeds cannot be paired; allowed: as many of each")
+    return list(zip(settings, seeds, strict=True))
 
 
 class _Job(NamedTuple):
-    """What is to be trained, and what its history says of it."""
+    """What to train, and what the history says about it."""
 
     config: Config  # of the network
-    program: Program  # which may be of a deeper one, and of more lanes
+    program: Program  # perhaps of a deeper network, and of more lanes
     chunks: list[Chunk]
     shared: Shared
     lanes: Lane
@@ -151,11 +164,11 @@ class _Job(NamedTuple):
 
     @property
     def n_lanes(self) -> int:
-        """Lanes that there are."""
+        """Lanes of the run, without those that only fill up the program."""
         return len(self.coordinates["seed"])
 
 
-class _Flight(NamedTuple):
+class _Dispatched(NamedTuple):
     """A chunk that the devices are working on."""
 
     chunk: Chunk
@@ -164,8 +177,8 @@ class _Flight(NamedTuple):
     after: tuple[State, dict, dict]
 
 
-class _Landing:
-    """What becomes of a finished chunk: history, records, checkpoint, and a closer look where a lane diverged."""
+class _Collector:
+    """Collects finished chunks: history, TensorBoard, checkpoint, and the search for the step where a lane diverged."""
 
     def __init__(
         self,
@@ -177,72 +190,65 @@ class _Landing:
     ):
         self.job, self.disk, self.parts, self.progress = job, disk, parts, progress
         self.about = json.dumps(job.about, ensure_ascii=False)
-        depth, compiled = len(job.config.hidden), len(job.program.config.hidden)
-        self.rows = np.array([*range(depth), compiled])  # of the program's layers, those that there are
+        depth, program_depth = len(job.config.hidden), len(job.program.config.hidden)
+        self.rows = np.array([*range(depth), program_depth])  # of the program's layers, those that the network has
         shapes = [group.values.shape[-2:] for group in weight_groups(params) for _ in group.names]
         self.all_layers = [f"layer_{i}" for i in range(1, depth + 2)]
-        of_these = kept(job.config, self.all_layers)
-        self.layers = {self.all_layers[i]: shapes[self.rows[i]] for i in of_these}
-        self.kept_rows = self.rows[of_these] if depth < compiled else None  # None: the program knew them
+        recorded = kept(job.config, self.all_layers)
+        self.layers = {self.all_layers[i]: shapes[self.rows[i]] for i in recorded}
+        # an elastic program records all of its layers: these are the ones to keep
+        self.kept_rows = self.rows[recorded] if depth < program_depth else None
         self.divergence = [
             {name: parts[-1][name].values[i] for name in NOWHERE} if parts else NOWHERE for i in range(job.n_lanes)
         ]
 
     def diverged(self) -> np.ndarray:
-        """Which lanes have left the finite numbers, bool [lanes]."""
+        """Which lanes have met a number that is not finite, bool [lanes]."""
         return np.array([place["first_bad_step"] >= 0 for place in self.divergence])
 
-    def land(self, flight: _Flight, is_last: bool) -> None:
-        """Wait for a chunk, and keep what it brings."""
-        job, chunk = self.job, flight.chunk
-        state, *found = flight.after
-        records, evaluation = self.gather(found)
+    def collect(self, dispatched: _Dispatched, is_last: bool) -> None:
+        """Wait for a chunk, and keep its results."""
+        chunk = dispatched.chunk
+        state, *results = dispatched.after
+        records, evaluations = self.gather(results)
         if self.kept_rows is not None:
             records = {
                 name: x[:, :, self.kept_rows] if "layer" in history.VARIABLES[name][0] else x
                 for name, x in records.items()
             }
-        suspects = ~evaluation.pop("finite")
-        validation = evaluation["validation_loss"][:, : len(chunk.stops)]
-        suspects |= ~np.isfinite(validation[:, np.array(chunk.validates)]).all(axis=1)
-        suspects &= ~self.diverged()
-        if suspects.any():
-            self._look_closer(flight, np.flatnonzero(suspects))
-        part = history.chunk(
-            job.coordinates,
-            self.layers,
-            chunk.recorded,
-            records,
-            chunk.stops,
-            evaluation,
-            job.program.steps_per_epoch,
-            self.divergence,
-            self.about,
-        )
+        self._find_divergence(dispatched, evaluations.pop("finite"), evaluations["validation_loss"])
+        found = history.ChunkResults(chunk.recorded, records, chunk.stops, evaluations, self.divergence)
+        part = history.labelled(self.job.coordinates, self.layers, found, self.job.program.steps_per_epoch, self.about)
         self.parts.append(part)
         if self.disk:
             self.disk.write(part)
-        stop = None
+        interrupt = None
         try:
             if self.progress:
-                self.progress(part, job.program.total_steps)
-        except KeyboardInterrupt as asked:  # what has landed is kept
-            stop = asked
-        stops = parallel.anywhere(stop is not None)  # all processes at the same chunk
+                self.progress(part, self.job.program.total_steps)
+        except KeyboardInterrupt as error:  # a checkpoint comes first
+            interrupt = error
+        stops = parallel.on_any_process(interrupt is not None)  # all processes stop after the same chunk
         if self.disk and (stops or is_last or self.disk.wants_checkpoint()):
-            self.disk.save(chunk.stop, self.gather((job.lanes, state)))
+            self.disk.save(chunk.stop, self.gather((self.job.lanes, state)))
         if stops:
-            raise stop or KeyboardInterrupt
+            raise interrupt or KeyboardInterrupt
 
     def gather(self, tree: Any) -> Any:
-        """On the host, the lanes that there are [lanes, …]."""
+        """The run's own lanes [lanes, …], on the host."""
         return jax.tree.map(lambda x: x[: self.job.n_lanes], parallel.gather(self.job.program.where, tree))
 
-    def _look_closer(self, flight: _Flight, suspects: np.ndarray) -> None:
-        closer = programs.divergence_program(self.job.program)
-        shared = self.job.shared._replace(plan=flight.plan)
-        steps, bad = self.gather(closer(shared, (self.job.lanes, flight.before)))
-        for i in suspects:
+    def _find_divergence(self, dispatched: _Dispatched, finite: np.ndarray, validation_loss: np.ndarray) -> None:
+        """Run the chunk again, step by step, if a lane has just met a number that is not finite."""
+        chunk = dispatched.chunk
+        validated = validation_loss[:, : len(chunk.stops)][:, np.array(chunk.validates)]
+        suspects = ~(finite & np.isfinite(validated).all(axis=1)) & ~self.diverged()
+        if not suspects.any():
+            return
+        program = programs.divergence_program(self.job.program)
+        shared = self.job.shared._replace(plan=dispatched.plan)
+        steps, bad = self.gather(program(shared, (self.job.lanes, dispatched.before)))
+        for i in np.flatnonzero(suspects):
             self.divergence[i] = describe(steps[i], bad[i][:, self.rows], self.all_layers)
 
 
@@ -250,46 +256,46 @@ def _train(
     job: _Job,
     state: State,
     disk: RunFolder | None,
-    tensorboard: Which,
     progress: Callable[[xr.Dataset, int], None] | None,
 ) -> tuple[xr.Dataset, Variables]:
+    """Run all chunks that are not done yet."""
     where, lanes = job.program.where, job.lanes
-    compiled = jax.tree.leaves(state)[0].shape[0]
+    program_lanes = jax.tree.leaves(state)[0].shape[0]
     records, epochs = job.shared.plan.recorded.shape[0] - 1, job.shared.plan.validates.shape[0]
     params = jax.tree.map(lambda x: x[0], state.variables["params"])
     done = 0
     parts: list[xr.Dataset] = []
     if disk:
-        there = jax.tree.map(lambda x: x[: job.n_lanes], state)
+        own = jax.tree.map(lambda x: x[: job.n_lanes], state)
         stops = [stop for chunk in job.chunks for stop in chunk.stops]
-        done, (lanes, state), parts = disk.resume((lanes, there), stops, tensorboard)
-    shared, (lanes, state) = parallel.place(where, job.shared, _filled((lanes, state), compiled))
+        done, (lanes, state), parts = disk.resume((lanes, own), stops)
+    shared, (lanes, state) = parallel.place(where, job.shared, _padded((lanes, state), program_lanes))
     chunk_program = programs.chunk_program(job.program)
-    landing = _Landing(job._replace(shared=shared, lanes=lanes), params, disk, parts, progress)
-    flight: _Flight | None = None
+    collector = _Collector(job._replace(shared=shared, lanes=lanes), params, disk, parts, progress)
+    dispatched: _Dispatched | None = None
     for chunk in job.chunks:
         if chunk.start < done:
             continue
-        if landing.diverged().all():  # nothing is left that could be learnt
+        if collector.diverged().all():  # no lane can learn any more
             break
         now, _ = parallel.place(where, _plan_arrays(chunk, records, epochs), ())
         after = chunk_program(shared._replace(plan=now), (lanes, state))
-        if flight:  # the devices work on this chunk while the one before lands
-            landing.land(flight, is_last=False)
-        flight, state = _Flight(chunk, now, state, after), after[0]
-    if flight:
-        landing.land(flight, is_last=True)
+        if dispatched:  # the devices work on this chunk while the host collects the one before
+            collector.collect(dispatched, is_last=False)
+        dispatched, state = _Dispatched(chunk, now, state, after), after[0]
+    if dispatched:
+        collector.collect(dispatched, is_last=True)
     whole_history = history.join(parts).assign_attrs(job.made)
     if disk:
         disk.finish(whole_history)
-    return whole_history, landing.gather(state.variables)
+    return whole_history, collector.gather(state.variables)
 
 
-def _compiled_for(config: Config, deepest: int) -> Config:
-    """The config of the network that the program is compiled for.
+def _program_config(config: Config, deepest: int) -> Config:
+    """The config that the program is compiled for: its own, or that of the deepest network that may use the program.
 
     Raises:
-      ValueError: no other depths can share it.
+      ValueError: networks of other depths cannot use it.
     """
     if not deepest:
         return config
@@ -302,8 +308,13 @@ def _compiled_for(config: Config, deepest: int) -> Config:
     return elastic
 
 
-def _filled(lanes: Any, n: int) -> Any:
-    """Lanes [n_lanes, …] as n of them, the last one repeated."""
+def _of_own_depth(config: Config, variables: Variables) -> Variables:
+    """The network's own variables [lanes, …] among those of a deeper program."""
+    return {kind: jax.device_get(jax.vmap(partial(of_depth, config))(tree)) for kind, tree in variables.items()}
+
+
+def _padded(lanes: Any, n: int) -> Any:
+    """Lanes [n_lanes, …] as n lanes: the last one is repeated."""
     n_lanes = jax.tree.leaves(lanes)[0].shape[0]
     if n == n_lanes:
         return lanes
@@ -311,7 +322,7 @@ def _filled(lanes: Any, n: int) -> Any:
 
 
 def _plan_arrays(chunk: Chunk, records: int, epochs: int) -> Plan:
-    """The plan of a chunk, in a program of so many records and epochs."""
+    """The plan of a chunk as arrays, for a program whose chunks have at most this many records and epochs."""
     recorded, validates = np.full(records + 1, chunk.stop, np.int32), np.zeros(epochs, bool)
     recorded[: len(chunk.recorded)] = chunk.recorded
     validates[: len(chunk.validates)] = chunk.validates

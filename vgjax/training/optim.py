@@ -1,4 +1,4 @@
-"""Optimizers, clipping and schedules as Optax chains; only what Optax lacks is written here."""
+"""Optimizers, clipping and schedules as Optax chains; this module adds only what Optax lacks."""
 
 from __future__ import annotations
 
@@ -15,10 +15,9 @@ from vgjax.statistics.view import Points
 
 
 def scale_by_keras_adam(b1: float = 0.9, b2: float = 0.999, eps: float = 1e-7) -> optax.GradientTransformation:
-    """Keras's Adam: m √(1−β₂ᵗ) / ((1−β₁ᵗ)(√v + ε)), its ε outside the bias correction.
+    """Keras's Adam: m √(1−β₂ᵗ) / ((1−β₁ᵗ)(√v + ε)), with ε outside the bias correction.
 
-    Optax's ε stands inside: for gradients near ε, which is where vanishing gradients live, the two differ by more than
-    ten times.
+    Optax has ε inside it. For gradients near ε, as vanishing gradients are, the two differ by more than a factor of 10.
 
     Source: Kingma & Ba 2015, 1412.6980, the variant at the end of section 2; Keras ``optimizers.Adam``.
     """
@@ -36,7 +35,7 @@ def scale_by_keras_adam(b1: float = 0.9, b2: float = 0.999, eps: float = 1e-7) -
 
 
 def clip_by_layer_norm(max_norm: float | jax.Array) -> optax.GradientTransformation:
-    """Scale each parameter's gradient to ‖g‖ ≤ max_norm by itself (Keras's ``clipnorm``)."""
+    """Scale the gradient of each parameter separately to ‖g‖ ≤ max_norm (Keras's ``clipnorm``)."""
 
     def clip(g: jax.Array) -> jax.Array:
         norm = jnp.linalg.norm(g.ravel())
@@ -57,7 +56,7 @@ OPTIMIZERS: dict[str, Entry] = {
     "rmsprop": Entry(optax.scale_by_rms, "decay 0.9, eps 1e-8", "Hinton 2012, lecture 6e"),
 }
 
-# A clip's row makes its transformation from the threshold.
+# Each row makes a transformation from the threshold.
 CLIPS: dict[str, Entry] = {
     "none": Entry(lambda threshold: optax.identity(), "the gradient as it is", "—"),
     "value": Entry(optax.clip, "each entry to ±threshold", "Mikolov 2012"),
@@ -70,7 +69,7 @@ CLIPS: dict[str, Entry] = {
     ),
 }
 
-# A schedule is a shape of height 1 over the run, total_steps → (count → factor); the learning rate multiplies it.
+# A schedule is a function total_steps → (count → factor), with factors up to 1; the learning rate multiplies them.
 SCHEDULES: dict[str, Entry] = {
     "constant": Entry(lambda: lambda steps: optax.constant_schedule(1.0), "the learning rate throughout", "—"),
     "cosine": Entry(
@@ -101,23 +100,23 @@ SCHEDULES: dict[str, Entry] = {
 
 
 class Chain(NamedTuple):
-    """An optimizer as a chain of two, open between them, so that the gradient can be seen at every point."""
+    """An optimizer in two parts, clip and move, so that the gradient can be recorded between them."""
 
-    scale: float  # before everything else
+    scale: float  # multiplies the gradient first
     clip: optax.GradientTransformation
     move: optax.GradientTransformation
 
     def init(self, params: optax.Params) -> tuple[optax.OptState, optax.OptState]:
-        """The state of both."""
+        """The states of both parts."""
         return self.clip.init(params), self.move.init(params)
 
     def update(self, gradients: optax.Updates, state: tuple, params: optax.Params) -> tuple[optax.Updates, tuple]:
-        """As any Optax transformation: the updates, and the new state."""
+        """The updates and the new state, as of any Optax transformation."""
         points, state = self.points(gradients, state, params)
         return points.updates, state
 
     def points(self, gradients: optax.Updates, state: tuple, params: optax.Params) -> tuple[Points, tuple]:
-        """The gradient at its three points, and the new state."""
+        """The gradient at three points (raw, clipped, final updates), and the new state."""
         with jax.numpy_dtype_promotion("standard"):  # Optax mixes its integer count with floats
             raw = gradients if self.scale == 1 else jax.tree.map(lambda g: g * self.scale, gradients)
             clipped, clip_state = self.clip.update(raw, state[0], params)
@@ -126,15 +125,17 @@ class Chain(NamedTuple):
 
 
 def make_optimizer(config: Config, hypers: Hypers, total_steps: int) -> Chain:
-    """The whole chain: rescale (for sums) → clip → l2 decay → optimizer → decoupled decay → learning rate.
+    """Make the whole chain: rescale (for sums) → clip → l2 decay → optimizer → decoupled decay → learning rate.
 
     Args:
-      config: optimizer, schedule, clip, decay, reduction, batch_size.
-      hypers: learning rate, weight decay, clip threshold (may be traced: build the chain inside the vmapped function).
+      config: its optimizer, schedule, clip, decay, reduction and batch_size.
+      hypers: learning rate, weight decay, clip threshold; they may be traced, if the chain is made inside the function
+        under `vmap`.
       total_steps: length of the schedule [steps].
 
     Returns:
-      An Optax transformation whose updates are to be added to the parameters, and whose `points` can be seen.
+      An Optax transformation, whose updates are to be added to the parameters; its `points` gives the gradient on its
+      way.
 
     Raises:
       ValueError: an unknown name, or adamw with l2 decay.
@@ -154,19 +155,23 @@ def make_optimizer(config: Config, hypers: Hypers, total_steps: int) -> Chain:
 
 
 def zeroed(points: Points) -> jax.Array:
-    """Whether clipping made zeros of a parameter's whole gradient that was not zero, bool.
+    """Whether clipping turned the whole gradient of a parameter to zeros, although it was not zero; bool.
 
-    Optax's norms are plain sums of squares: above 1.8·10¹⁹ they overflow float32, and what is divided by them is 0.
+    Optax computes norms as plain sums of squares: above 1.8·10¹⁹ they overflow float32, and a gradient divided by an
+    infinite norm is 0.
     """
 
-    def gone(g: jax.Array, c: jax.Array) -> jax.Array:
-        return jnp.any(g != 0) & ~jnp.any(c != 0)
+    def is_lost(raw: jax.Array, clipped: jax.Array) -> jax.Array:
+        return jnp.any(raw != 0) & ~jnp.any(clipped != 0)
 
-    return jnp.any(jnp.stack(jax.tree.leaves(jax.tree.map(gone, points.raw, points.clipped))))
+    return jnp.any(jnp.stack(jax.tree.leaves(jax.tree.map(is_lost, points.raw, points.clipped))))
 
 
 def _direction(named: Any) -> optax.GradientTransformation:
-    """The optimizer without its learning rate; a user's factory is asked for a learning rate of 1, sign turned back."""
+    """The optimizer without its learning rate.
+
+    A user's factory is called with a learning rate of 1; its updates have a minus sign, which is turned back here.
+    """
     found = resolve("optimizer", OPTIMIZERS, named)
     if isinstance(found, optax.GradientTransformation):
         return found
@@ -174,5 +179,5 @@ def _direction(named: Any) -> optax.GradientTransformation:
 
 
 def _weights_only(params: optax.Params) -> Any:
-    """Decay weight matrices alone, and no biases and norm parameters."""
+    """A mask that is true for weight matrices, and false for biases and norm parameters."""
     return jax.tree_util.tree_map_with_path(is_weight, params)

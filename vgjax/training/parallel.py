@@ -1,8 +1,8 @@
-"""The only room that knows devices: a program of lanes becomes one `pmap` over all of them, on however many machines.
+"""How lanes and batches are divided among devices, and how the processes of a job agree: one `pmap` over all devices.
 
-Either every device trains its own lanes, or every device takes its part of each batch and gradients are summed over
-`AXIS`. Within a device the lanes run under `vmap`, or one by one on a CPU. Of a job's processes (`processes`) each
-drives its own devices and all do the same; the first speaks and writes for all.
+Either every device trains its own lanes, or every device takes its part of each batch and the gradients are summed over
+`AXIS`. The lanes of one device run under `vmap`, on a CPU one after the other. Each process of a job (see `processes`)
+drives its own devices, and all of them run the same code; the first one alone prints and writes.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ Sharding = Literal["auto", "lanes", "batch"]
 
 
 class Layout(NamedTuple):
-    """How the work lies on the devices."""
+    """How the work is divided among the devices."""
 
     n_devices: int
     shard: Literal["lanes", "batch"]
@@ -50,19 +50,19 @@ class Layout(NamedTuple):
 
 
 def layout(shard: Sharding, n_lanes: int, batch_sizes: tuple[int, ...], n_devices: int | None = None) -> Layout:
-    """Choose the layout: lanes over as many devices as share them evenly; where that is one, the batch over all.
+    """Choose the layout; "auto" takes as many devices as divide the lanes evenly, or all of them for the batch.
 
-    A CPU's devices are its cores; there one of them keeps the whole batch, so that a lane has the same bits whatever
-    runs beside it.
+    "auto" divides the batch if otherwise one device, or none, would do all the work. But on a CPU, whose devices are
+    its cores, one core keeps the whole batch: then a lane gives the same bits whatever runs beside it.
 
     Args:
       shard: "lanes", "batch", or "auto".
       n_lanes: lanes to train.
-      batch_sizes: numbers of examples that a step of one lane can have.
-      n_devices: how many of the devices to use, as many of each process; None: all.
+      batch_sizes: the numbers of examples that a step of one lane can have.
+      n_devices: how many devices to use, the same number in every process; None: all.
 
     Raises:
-      ValueError: the lanes or the batch do not divide into the devices.
+      ValueError: the devices do not divide the lanes, or the batch, evenly.
     """
     typed("shard", shard, Sharding)
     processes = jax.process_count()
@@ -74,10 +74,10 @@ def layout(shard: Sharding, n_lanes: int, batch_sizes: tuple[int, ...], n_device
     lanes_divide = n_lanes % n == 0
     batch_divides = all(size % n == 0 for size in batch_sizes)
     if shard == "auto":
-        shared_by = [d for d in range(processes, n + 1, processes) if n_lanes % d == 0]  # evenly
-        most = max(shared_by, default=0)
-        lonely = not most or (most == 1 < n and jax.default_backend() != "cpu")
-        if lonely and batch_divides:
+        even = [d for d in range(processes, n + 1, processes) if n_lanes % d == 0]
+        most = max(even, default=0)
+        devices_idle = not most or (most == 1 < n and jax.default_backend() != "cpu")
+        if devices_idle and batch_divides:
             return Layout(n, "batch")
         if most:
             return Layout(most, "lanes")
@@ -94,7 +94,7 @@ def layout(shard: Sharding, n_lanes: int, batch_sizes: tuple[int, ...], n_device
 
 
 def in_float32(function: Callable[P, T]) -> Callable[P, T]:
-    """The function, computing in float32 whatever JAX_ENABLE_X64 says: the same programs, numbers and verdicts."""
+    """Make a function compute in float32 even with JAX_ENABLE_X64, so that its programs and numbers are the same."""
 
     @wraps(function)
     def inner(*args: P.args, **kwargs: P.kwargs) -> T:
@@ -105,7 +105,7 @@ def in_float32(function: Callable[P, T]) -> Callable[P, T]:
 
 
 def device_index(where: Layout) -> jax.Array:
-    """Which part of the batch this device takes, inside the program."""
+    """Which part of the batch this device takes; to be called inside the compiled program."""
     return jax.lax.axis_index(AXIS) if where.batch_devices > 1 else jnp.int32(0)
 
 
@@ -115,20 +115,21 @@ def total(where: Layout, tree: Any) -> Any:
 
 
 def whole_batch(where: Layout, tree: Any, axis: int) -> Any:
-    """The examples of all devices that share a batch, along `axis`, counted from the last (−1)."""
+    """The examples of all devices that share a batch, joined along `axis`, which is counted from the last (−1)."""
     if where.batch_devices == 1:
         return tree
     return jax.tree.map(lambda x: jax.lax.all_gather(x, AXIS, axis=x.ndim + axis, tiled=True), tree)
 
 
 def place(where: Layout, shared: Any, lanes: Any) -> tuple[Any, Any]:
-    """Put what is shared, and the lanes [n_lanes, …], where `program` wants them, so that no call moves or recompiles.
+    """Put the shared arrays and the lanes [n_lanes, …] on the devices as `program` takes them.
 
-    Lanes are best on the host: there a reshape costs nothing, and on a device it is a program a shape. Every process
-    has all of them there, and keeps its own.
+    Then no call of the program moves or recompiles anything. Give the lanes as host arrays: the host reshapes them
+    for free, where a device needs one compiled program for each shape. Every process gives all lanes and keeps its own.
 
     Returns:
-      shared, replicated; and lanes as [devices here, n_lanes / devices, …], or replicated where the batch is sharded.
+      The shared arrays, replicated; and the lanes as [devices of this process, n_lanes / devices, …], or replicated if
+      the devices divide the batch.
     """
     replicated = NamedSharding(_mesh(where).local_mesh, PartitionSpec())
     shared = jax.device_put(shared, replicated)
@@ -141,32 +142,35 @@ def place(where: Layout, shared: Any, lanes: Any) -> tuple[Any, Any]:
 
 
 def gather(where: Layout, lanes: Any) -> Any:
-    """Placed lanes, or results, of all processes back on every host as [n_lanes, …]."""
+    """Bring lanes or results from the devices of all processes to every host, as [n_lanes, …]."""
     if where.shard == "batch":
         return jax.device_get(lanes)
     if jax.process_count() > 1:
         everywhere = multihost_utils.host_local_array_to_global_array(lanes, _mesh(where), PartitionSpec(AXIS))
-        copies = jax.jit(_same, out_shardings=NamedSharding(_mesh(where), PartitionSpec()))(everywhere)
+        copies = jax.jit(_identity, out_shardings=NamedSharding(_mesh(where), PartitionSpec()))(everywhere)
         lanes = multihost_utils.global_array_to_host_local_array(copies, _mesh(where), PartitionSpec())
     return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), jax.device_get(lanes))
 
 
-def _same(tree: Any) -> Any:
-    return tree
+def _identity(tree: Any) -> Any:
+    return tree  # at the module's top level, so that jit compiles it once
 
 
 def is_first() -> bool:
-    """Whether this process speaks and writes for the job; one that is alone does."""
+    """Whether this process prints and writes for the job; a process without others does."""
     return jax.process_index() == 0
 
 
-def anywhere(here: bool) -> bool:
-    """Whether that is so at any process; all must ask."""
+def on_any_process(here: bool) -> bool:
+    """Whether it is true in any process of the job; all processes must call this."""
     return here if jax.process_count() == 1 else bool(multihost_utils.process_allgather(np.bool_(here)).any())
 
 
-def at_first(do: Callable[[], T]) -> T | None:
-    """What `do` gives at the first process, None at the others, which wait for it; where it fails, all do."""
+def on_first_process(do: Callable[[], T]) -> T | None:
+    """Call `do` in the first process alone, and return its result there, None elsewhere.
+
+    The other processes wait for it; if it fails, all processes raise.
+    """
     if jax.process_count() == 1:
         return do()
     result, failure = None, None
@@ -175,33 +179,33 @@ def at_first(do: Callable[[], T]) -> T | None:
             result = do()
         except Exception as error:
             failure = error
-    if anywhere(failure is not None):
-        raise failure or ValueError("stopped, as process 0 had to; it says why")
+    if on_any_process(failure is not None):
+        raise failure or ValueError("stopped because process 0 failed; it says why")
     return result
 
 
-def from_first(do: Callable[[], T]) -> T:
-    """What `do` gives at the first process, brought to every one; where it fails, all do."""
-    found = at_first(do)
+def from_first_process(do: Callable[[], T]) -> T:
+    """Call `do` in the first process alone, and return its result in all of them; if it fails, all processes raise."""
+    found = on_first_process(do)
     if jax.process_count() == 1:
         return found  # type: ignore[return-value]
-    words = np.frombuffer(pickle.dumps(found), np.uint8)
-    size = int(multihost_utils.broadcast_one_to_all(np.int32(words.size)))
-    return pickle.loads(multihost_utils.broadcast_one_to_all(np.resize(words, size)).tobytes())
+    content = np.frombuffer(pickle.dumps(found), np.uint8)
+    size = int(multihost_utils.broadcast_one_to_all(np.int32(content.size)))
+    return pickle.loads(multihost_utils.broadcast_one_to_all(np.resize(content, size)).tobytes())
 
 
 def program(where: Layout, one_lane: Callable[..., Any]) -> Callable[..., Any]:
     """Compile `one_lane(shared, lane)` for all lanes on all devices, under one `pmap`.
 
-    On a CPU the lanes of a device run one by one, in a loop inside the program: a lane then has the same bits whatever
-    runs beside it, and its cores, a device each, do as many lanes in a second as they do under one `vmap`.
+    On a CPU the lanes of a device run one after the other, in a loop inside the program: a lane then gives the same
+    bits whatever runs beside it, and the cores, one device each, finish as many lanes in a second as under one `vmap`.
 
     Args:
       where: the layout.
-      one_lane: a pure function of what is shared and of one lane.
+      one_lane: a pure function of the shared arrays and of one lane.
 
     Returns:
-      A function of (shared, lanes) as `place` gives them; its results lie as the lanes do.
+      A function of (shared, lanes) as `place` gives them; its results are divided among the devices like the lanes.
     """
 
     def all_lanes(device: jax.Array, shared: Any, lanes: Any) -> Any:
@@ -211,20 +215,23 @@ def program(where: Layout, one_lane: Callable[..., Any]) -> Callable[..., Any]:
 
     axis = 0 if where.shard == "lanes" else None
     compiled = jax.pmap(all_lanes, axis_name=AXIS, in_axes=(0, None, axis), out_axes=axis, devices=_devices(where))
-    # pmap wants something to map over
+    # pmap needs an argument to map over, also when it maps no lanes
     numbers = jax.device_put(np.arange(len(_mesh(where).local_devices), dtype=np.int32), _split(where))
-    if jax.process_count() > 1 and jax.default_backend() == "cpu":  # where two programs' messages could be mixed up
+    if jax.process_count() > 1 and jax.default_backend() == "cpu":
+        # on CPUs the messages of two programs that run at once can be mixed up
         return lambda shared, lanes: jax.block_until_ready(compiled(numbers, shared, lanes))
     return partial(compiled, numbers)
 
 
 def start_program(one_lane: Callable[..., Any]) -> Callable[..., Any]:
-    """Compile `one_lane(shared, lane)` for all lanes, to run once: on a CPU compiling takes longer than running.
+    """Compile `one_lane(shared, lane)` for all lanes, to run once.
 
-    So LLVM optimizes a little there: unoptimized code compiles a fifth faster and draws five times as long, which for
-    hundreds of lanes is more; code of the higher levels draws no faster. And the lanes run one by one: XLA's pool of
-    threads waits for itself when several batched QR decompositions (orthogonal weights of as many layers) share it,
-    and never ends.
+    On a CPU compiling takes longer than running, so LLVM optimizes at level 1: level 0 compiles a fifth faster but
+    draws five times as slowly, which costs more for hundreds of lanes; levels 2 and 3 draw no faster.
+
+    The lanes run one after the other there. Under `vmap`, several batched QR decompositions (orthogonal weights of
+    several layers) share XLA's pool of threads, which then waits for itself and never ends. This can go when XLA runs
+    them.
     """
     if jax.default_backend() != "cpu":
         return jax.jit(jax.vmap(one_lane, in_axes=(None, 0)))
@@ -236,7 +243,7 @@ def start_program(one_lane: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def device_count() -> int:
-    """How many devices there are, of all processes."""
+    """How many devices all processes have together."""
     return jax.device_count()
 
 
@@ -249,6 +256,6 @@ def _mesh(where: Layout) -> jax.sharding.Mesh:
 
 
 def _devices(where: Layout) -> list[jax.Device]:
-    """As many of every process, one process after the other."""
+    """The devices of the layout, the same number from every process, one process after the other."""
     each = where.n_devices // jax.process_count()
     return [device for i in range(jax.process_count()) for device in jax.local_devices(i)[:each]]

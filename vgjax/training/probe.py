@@ -1,7 +1,7 @@
-"""Random networks at step 0, looked at on inputs of one's choice: signals, δ, gradients and Jacobians, seed by seed.
+"""Measurements of random networks at step 0 on any inputs: signals, δ, gradients and Jacobians, for many seeds.
 
-The network of a seed is the one that a run of this seed starts from, and `Network.step` is the engine's own train step.
-All networks go through one compiled program and none is kept, so that many deep ones fit in memory.
+A seed gives the same network that a run with this seed starts from, and `Network.step` is the train step of a run. One
+compiled program makes and measures all networks and keeps none of them, so that many deep ones fit in memory.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ ONE_DEVICE = parallel.Layout(1, "lanes")
 
 @dataclass(frozen=True)
 class Network:
-    """One network and a batch for it, inside the compiled program: what a look may look at."""
+    """One network and a batch for it, inside the compiled program; a measurement is a function of this."""
 
     program: Program
     lane: Lane
@@ -39,27 +39,30 @@ class Network:
     labels: jax.Array  # [B]
 
     def seen(self, inputs: jax.Array) -> Seen:
-        """What every layer sees of a batch [B, features], batch norm by the statistics of this batch."""
+        """The inputs, pre-activations and activations of every layer for a batch [B, features].
+
+        Batch norm uses the statistics of this batch.
+        """
         model = MLP(self.program.config, self.program.classes)
         (_, seen), _ = model.apply(self.variables, inputs, train=True, mutable=["batch_stats"])
         return seen
 
     def last_hidden(self, inputs: jax.Array) -> jax.Array:
-        """What the last hidden layer hands on, [B, width]: to be differentiated."""
+        """The output of the last hidden layer [B, width], as a function to differentiate."""
         return self.seen(inputs).inputs[f"layer_{len(self.program.config.hidden) + 1}"]
 
     def step(self) -> View:
-        """What the engine's first train step lets one see of the batch: gradients, δ, activations."""
-        nothing: Any = None
-        state = fresh_state(self.program, nothing, (self.lane, self.variables))
+        """The view of a run's first train step on this batch: gradients, δ, activations."""
+        unused: Any = None
+        state = fresh_state(self.program, unused, (self.lane, self.variables))
         return train_step(self.program, self.lane, state, Batch(self.inputs, self.labels, None))[2]
 
 
-Look = Callable[[Network], Any]
+Measurement = Callable[[Network], Any]
 
 
 def probe(
-    look: Look,
+    measure: Measurement,
     config: Config,
     hypers: Hypers | Sequence[Hypers],
     seeds: int | Sequence[int],
@@ -68,20 +71,21 @@ def probe(
     classes: int = 10,
     float64: bool = False,
 ) -> Any:
-    """`look(network)` for every setting and seed.
+    """Compute `measure(network)` for every setting and seed.
 
     Args:
-      look: a pure function, at a module's top level so that its program is compiled once; gives a pytree of arrays.
-      config: the network; how it would be trained and recorded does not matter.
+      measure: a pure function that returns a pytree of arrays. Define it at a module's top level, so that its program
+        is compiled once.
+      config: the network; its fields about training and recording do not matter.
       hypers: σ_w and σ_b, of one setting or several.
       seeds: how many (0, 1, …) or which.
       inputs: as the network sees them, [B, features]; the same for all networks.
-      labels: their classes, [B]; None: all 0. Only `Network.step` looks at them.
+      labels: their classes, [B]; None: all 0. Only `Network.step` uses them.
       classes: number of logits.
-      float64: compute in float64, with the same float32 weights; not `Network.step`.
+      float64: compute in float64, with the same float32 weights; `Network.step` cannot.
 
     Returns:
-      The look's pytree with NumPy arrays [settings, seeds, …].
+      The pytree of `measure`, as NumPy arrays [settings, seeds, …].
 
     Example:
       >>> def length(network):
@@ -98,12 +102,12 @@ def probe(
     where = parallel.layout("auto", len(settings) * len(seeds), (1,))
     with jax.enable_x64(float64):
         shared, placed = parallel.place(where, (x, y), lanes)
-        found = parallel.gather(where, _program(look, config, classes, where)(shared, placed))
+        found = parallel.gather(where, _program(measure, config, classes, where)(shared, placed))
     return jax.tree.map(lambda value: value.reshape(len(settings), len(seeds), *value.shape[1:]), found)
 
 
 @lru_cache(maxsize=64)
-def _program(look: Look, config: Config, classes: int, where: parallel.Layout) -> Callable[..., Any]:
+def _program(measure: Measurement, config: Config, classes: int, where: parallel.Layout) -> Callable[..., Any]:
     program = Program(config, classes, config.batch_size, ONE_DEVICE)
 
     def one_network(shared: tuple[jax.Array, jax.Array], lane: Lane) -> Any:
@@ -111,17 +115,17 @@ def _program(look: Look, config: Config, classes: int, where: parallel.Layout) -
         key = purpose_key(lane.key, "init")
         drawn = initial_variables(config, classes, lane.hypers, key, x.astype(jnp.float32))
         variables = jax.tree.map(lambda leaf: leaf.astype(x.dtype), drawn)
-        return look(Network(program, lane, variables, x, y))
+        return measure(Network(program, lane, variables, x, y))
 
     return parallel.program(where, one_network)
 
 
 def per_layer(function: Callable[..., jax.Array], *arrays: Mapping[str, jax.Array]) -> jax.Array:
-    """`function` of each layer's arrays [B, width], in the layers' order and stacks unstacked, as [layers, …].
+    """Apply `function` to the arrays [B, width] of each layer; the results as [layers, …], in the layers' order.
 
     Args:
-      function: pure; what it gives has the same shape for all layers.
-      arrays: by layer, as `Seen` has them.
+      function: a pure function whose result has the same shape for all layers.
+      arrays: by layer, as `Seen` has them; equal layers may be stacked.
     """
     rows = [
         jax.vmap(function)(*(one.values for one in layer))

@@ -1,8 +1,8 @@
 """One job over several processes and machines: how a process joins the others, and how it leaves them.
 
-JAX's coordination service runs in process 0. A process whose peer is gone learns it in one of two ways: a collective
-fails (a Python exception), or that service tells it so, upon which JAX's C++ prints at length and aborts. Both end
-here in one line.
+JAX's coordination service runs in process 0. When a process is lost, the others notice it in one of two ways: a
+collective operation fails (a Python exception), or the coordination service tells them, and then JAX's C++ code prints
+a page and aborts. This module turns both into one line.
 """
 
 from __future__ import annotations
@@ -22,31 +22,34 @@ from collections.abc import Callable, Iterator, Sequence
 
 import jax
 
-PATIENCE = 30  # seconds without a sign of life after which a process counts as lost
+PATIENCE = 30  # seconds without a heartbeat after which a process counts as lost
 LOST = "another process of this job is gone; go on from the last checkpoint with --resume"
-LOSS = re.compile(r"[A-Z_]+: .*(Gloo|NCCL)|(UNAVAILABLE|DEADLINE_EXCEEDED|ABORTED): ")  # how XLA's messages begin
+# how XLA's messages begin when another process is lost
+LOSS = re.compile(r"[A-Z_]+: .*(Gloo|NCCL)|(UNAVAILABLE|DEADLINE_EXCEEDED|ABORTED): ")
 ALLOWED = "allowed: nothing more under Slurm, Open MPI, Kubernetes or on a Cloud TPU; else HOST:PORT COUNT INDEX"
 
 
 @contextlib.contextmanager
 def joined(where: Sequence[str] | None) -> Iterator[None]:
-    """Be one process of a job: `jax.devices()` are those of all. To be entered before any device is used.
+    """Join a job as one of its processes; `jax.devices()` then gives the devices of all of them.
+
+    Enter this before any device is used.
 
     Args:
-      where: process 0's HOST:PORT, the COUNT of processes, this one's INDEX; empty: as the cluster says; None: alone.
+      where: HOST:PORT of process 0, the COUNT of processes, the INDEX of this one; empty: ask the cluster's scheduler;
+        None: this process has no others.
 
     Raises:
-      ValueError: no address of that form, no cluster found, or processes with unequal numbers of devices.
-      ConnectionError: the others were not found, or one of them is gone.
+      ValueError: an address of another form, no cluster found, or processes with unequal numbers of devices.
+      ConnectionError: the other processes were not found, or one of them is lost.
     """
     if where is None:
         yield
         return
     address, count, index = _address(where)
-    _keep_streams()
-    jax.config.update(
-        "jax_enable_preemption_service", False
-    )  # which would take SIGTERM away from vgjax.command.stopping
+    _hide_messages_of_cpp()
+    # the preemption service would handle SIGTERM, which vgjax.command.stopping handles
+    jax.config.update("jax_enable_preemption_service", False)
     try:
         jax.distributed.initialize(
             address, count, index, initialization_timeout=4 * PATIENCE, heartbeat_timeout_seconds=PATIENCE
@@ -60,7 +63,7 @@ def joined(where: Sequence[str] | None) -> Iterator[None]:
         if len(counts) > 1:
             raise ValueError(f"processes have {sorted(counts)} devices; allowed: as many each")
         yield
-        jax.distributed.shutdown()  # together
+        jax.distributed.shutdown()  # waits for the other processes
     except BaseException as error:
         lost = bool(LOSS.match(str(error)))
         _leave(together=not lost)
@@ -90,7 +93,12 @@ _leaving = threading.Event()
 
 
 def _leave(together: bool) -> None:
-    """Leave after a failure: with the others, where they fail as well and soon; else at once, so that they notice."""
+    """Leave the job after a failure.
+
+    Args:
+      together: first wait, for at most PATIENCE seconds, for the others to fail as well; otherwise leave at once, so
+        that the others notice it.
+    """
     _leaving.set()
     if together:
         parting = threading.Thread(target=jax.distributed.shutdown, daemon=True)
@@ -98,15 +106,19 @@ def _leave(together: bool) -> None:
         parting.join(PATIENCE)
         if not parting.is_alive():
             return
-    atexit.register(os._exit, 1)  # JAX's own way out would wait for those who are gone
+    atexit.register(os._exit, 1)  # JAX's own exit handler would wait for the lost processes
 
 
-def _keep_streams() -> None:
-    """Keep stdout and stderr to Python: what C++ writes is shown only where it aborts, and not for a lost process.
+def _hide_messages_of_cpp() -> None:
+    """Send what C++ prints to a file, and show it only if C++ aborts for another reason than a lost process.
 
-    Gloo greets on stdout, and the coordination service prints a page of C++ when a process is lost.
+    Gloo prints a greeting on stdout, and the coordination service prints a page when a process is lost. Python keeps
+    writing to the real stdout and stderr.
+
+    The abort needs a handler that C calls: Python runs its own handlers in the main thread, between two instructions,
+    and the process has ended by then. This can go when `jax.distributed` raises an exception instead of aborting.
     """
-    written = tempfile.TemporaryFile()  # noqa: SIM115  (until the end)
+    written = tempfile.TemporaryFile()  # noqa: SIM115  (open until the process ends)
     for name, number in (("stdout", 1), ("stderr", 2)):
         stream = getattr(sys, name)
         stream.flush()
@@ -114,15 +126,15 @@ def _keep_streams() -> None:
         setattr(sys, name, kept)
         os.dup2(written.fileno(), number)
 
-    def aborted(_: int) -> None:
+    def on_abort(_: int) -> None:
         if _leaving.is_set():
-            time.sleep(PATIENCE)  # the main thread says its line, and ends the process
-        said = os.pread(written.fileno(), 2**20, 0).decode(errors="replace")
-        print(f"vgjax: {LOST}" if "JAX distributed service detected" in said else said, file=sys.stderr, flush=True)
+            time.sleep(PATIENCE)  # the main thread is printing its own line, and will end the process
+        text = os.pread(written.fileno(), 2**20, 0).decode(errors="replace")
+        print(f"vgjax: {LOST}" if "JAX distributed service detected" in text else text, file=sys.stderr, flush=True)
         os._exit(1)
 
-    _handlers.append(ctypes.CFUNCTYPE(None, ctypes.c_int)(aborted))
-    ctypes.CDLL(None).signal(signal.SIGABRT, _handlers[-1])  # Python's own handlers run too late
+    _handlers_of_c.append(ctypes.CFUNCTYPE(None, ctypes.c_int)(on_abort))
+    ctypes.CDLL(None).signal(signal.SIGABRT, _handlers_of_c[-1])
 
 
-_handlers: list[Callable[[int], None]] = []  # those that C knows
+_handlers_of_c: list[Callable[[int], None]] = []  # kept, or Python would free what C still calls

@@ -1,4 +1,4 @@
-"""The engine: a pure train step; chunks of steps, some of them instrumented; lanes run together; one history."""
+"""The pure train step of one lane, what it takes and gives, its first state, and the record of an instrumented step."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from vgjax.training.optim import make_optimizer, zeroed
 
 
 class Lane(NamedTuple):
-    """What makes one run of the program differ from the next."""
+    """What differs from lane to lane of one program."""
 
     hypers: Hypers
     key: jax.Array
@@ -39,37 +39,37 @@ class State(NamedTuple):
 
 
 class Outcome(NamedTuple):
-    """What a train step tells besides its new state."""
+    """What a train step returns besides its new state."""
 
     loss: jax.Array  # mean over the batch
-    correct: jax.Array  # examples classified right; NaN where the loss is
+    correct: jax.Array  # examples classified correctly; NaN where the loss is NaN
     examples: jax.Array  # in the batch
-    zeroed: jax.Array  # 1 where clipping made zeros of a gradient, else 0
+    zeroed: jax.Array  # 1 if clipping turned a whole gradient to zeros, else 0
 
 
 class Plan(NamedTuple):
-    """One chunk of epochs: the steps start … stop − 1, of which some are instrumented.
+    """One chunk of epochs: the steps start … stop − 1, some of them instrumented.
 
-    All are traced, so that one program serves every chunk.
+    All fields are traced, so that every chunk runs the same program.
     """
 
     start: jax.Array
     stop: jax.Array
-    recorded: jax.Array  # the instrumented steps [most that a chunk can have + 1], filled up with `stop`
-    validates: jax.Array  # whether an epoch ends with a validation [most epochs that a chunk can have]
+    recorded: jax.Array  # the instrumented steps [largest number in any chunk + 1], the rest filled with `stop`
+    validates: jax.Array  # whether an epoch ends with a validation [largest number of epochs in any chunk]
 
 
 class Shared(NamedTuple):
-    """What all lanes see."""
+    """What all lanes share."""
 
     train: Arrays
     validation: Arrays
     plan: Plan
-    depth: jax.Array | None = None  # hidden layers of an elastic program (see `model.is_elastic`); None: the config's
+    depth: jax.Array | None = None  # hidden layers, in an elastic program (see `model.is_elastic`); None: the config's
 
 
 class Program(NamedTuple):
-    """Everything that the compiled functions of a run depend on."""
+    """Everything static that the compiled functions of a run depend on."""
 
     config: Config
     classes: int
@@ -88,24 +88,25 @@ class Program(NamedTuple):
 
 
 def purpose_key(key: jax.Array, purpose: str) -> jax.Array:
-    """A key for one purpose, by its name, so that a new purpose changes no other draw."""
+    """A key for one named purpose; a new purpose changes the draws of no other one."""
     return jax.random.fold_in(key, zlib.crc32(purpose.encode()))
 
 
 def train_step(
     program: Program, lane: Lane, state: State, batch: Batch, depth: jax.Array | None = None
 ) -> tuple[State, Outcome, View]:
-    """One pure step: gradient → chain of the optimizer → parameters.
+    """One pure step: gradient → chain of the optimizer → new parameters.
 
     Args:
       program: static.
-      lane: hypers.
+      lane: hypers, key and replica.
       state: parameters, batch statistics, optimizer state.
       batch: this device's examples.
-      depth: as `Shared` has it.
+      depth: see `Shared`.
 
     Returns:
-      The new state; loss and accuracy; and what may be looked at, which costs nothing where it is not.
+      The new state; loss and number of correct examples; and the view for statistics: XLA computes no part of it that
+      nothing uses.
     """
     config, where = program.config, program.where
     model = MLP(config, program.classes, where.axis_name)
@@ -136,7 +137,7 @@ def train_step(
     points, opt_state = tx.points(gradients, state.opt_state, params)
     variables = {"params": optax.apply_updates(params, points.updates), **changed}
     loss = loss / count if config.reduction == "sum" else loss
-    correct = _where_told(loss, correct)
+    correct = nan_where_loss_is_nan(loss, correct)
     is_zeroed = zeroed(points) if config.clip != "none" else jnp.bool_(False)
     deltas = {path[0]: delta for path, delta in flatten_dict(deltas).items()}
     view = View(gradients, points, params, seen, deltas, batch.mask, depth)
@@ -144,14 +145,14 @@ def train_step(
 
 
 def _zeros(model: MLP, state: State, batch: Batch) -> Any:
-    """What perturbs every pre-activation: the loss's gradient with respect to it is δ."""
+    """Zeros to add to every pre-activation; the gradient of the loss with respect to them is δ."""
     forward = partial(model.apply, train=False, mutable=["perturbations"])
     shapes = jax.eval_shape(forward, state.variables, batch.inputs)[1]["perturbations"]
     return jax.tree.map(lambda z: jnp.zeros(z.shape, z.dtype), shapes)
 
 
 def record(program: Program, outcome: Outcome, view: View) -> dict[str, jax.Array]:
-    """What an instrumented step leaves behind: loss, accuracy, and the statistics that the config asks for."""
+    """What an instrumented step records: loss, accuracy, and the statistics that the config asks for."""
     where = program.where
     seen, deltas = parallel.whole_batch(where, (view.seen, view.deltas), axis=-2)
     whole = view._replace(seen=seen, deltas=deltas, mask=parallel.whole_batch(where, view.mask, axis=-1))
@@ -160,9 +161,9 @@ def record(program: Program, outcome: Outcome, view: View) -> dict[str, jax.Arra
 
 
 def initial_state(program: Program, shared: Shared, lane: Lane) -> State:
-    """Parameters (the same for all replicas of a key) and the optimizer's state at step 0."""
+    """The state at step 0: drawn parameters, the same for all replicas of a key, and a new optimizer state."""
     config = program.config
-    order = _order(program, lane, jnp.int32(0))
+    order = order_of_epoch(program, lane, jnp.int32(0))
     rows = order[: min(config.batch_size, program.n_examples)]
     inputs = batches.scaled(shared.train, shared.train.inputs[rows])
     key = purpose_key(lane.key, "init")
@@ -171,23 +172,24 @@ def initial_state(program: Program, shared: Shared, lane: Lane) -> State:
 
 
 def fresh_state(program: Program, shared: Shared, lane_and_variables: tuple[Lane, Variables]) -> State:
-    """Given parameters, and an optimizer that has not moved yet."""
+    """The state at step 0 with given variables, and a new optimizer state."""
     lane, variables = lane_and_variables
     tx = make_optimizer(program.config, lane.hypers, program.total_steps)
     return State(variables, tx.init(variables["params"]))
 
 
-def _where_told(loss: jax.Array, accuracy: jax.Array) -> jax.Array:
-    """The accuracy; NaN where the loss is, since argmax takes NaN for the first class."""
+def nan_where_loss_is_nan(loss: jax.Array, accuracy: jax.Array) -> jax.Array:
+    """The accuracy, or NaN where the loss is NaN: argmax would take logits of NaN for the first class."""
     return jnp.where(jnp.isnan(loss), jnp.nan, accuracy)
 
 
-def _order(program: Program, lane: Lane, epoch: jax.Array) -> jax.Array:
+def order_of_epoch(program: Program, lane: Lane, epoch: jax.Array) -> jax.Array:
+    """The order in which a lane sees the examples in an epoch [steps · batch_size]."""
     return batches.epoch_order(program.config, program.n_examples, purpose_key(lane.key, "shuffle"), epoch)
 
 
 def lanes_of(pairs: Sequence[tuple[Hypers, int]], replicas: int) -> tuple[Lane, dict[str, np.ndarray]]:
-    """Pairs of setting and seed, times replicas, as lanes [n], and their coordinates in a history."""
+    """One lane for each (setting, seed) and replica, as lanes [n], and their coordinates in a history."""
     rows = [(setting, seed, replica) for setting, seed in pairs for replica in range(replicas)]
     columns = {name: np.array([float(getattr(s, name)) for s, _, _ in rows]) for name in Hypers._fields}
     coordinates = {

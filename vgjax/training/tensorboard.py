@@ -1,4 +1,7 @@
-"""CLU metric writers, fed from the history: TensorBoard and the log. TensorFlow is imported when one is first made."""
+"""TensorBoard events and the log of a run, written from its history by CLU's metric writers.
+
+TensorFlow is imported with the first writer.
+"""
 
 from __future__ import annotations
 
@@ -20,8 +23,8 @@ from vgjax.statistics.histograms import histogram_metadata, tensorboard_histogra
 
 Which = Literal["all", "first", "none"]
 
-# TensorBoard sorts groups of charts by name and opens the first two at first. They shall be these, with ten charts at
-# most, so their names come before those of all families of statistics ("activation", …).
+# TensorBoard sorts groups of charts by name and opens the first two. These two shall be the first, with ten charts at
+# most, so their names sort before those of all families of statistics ("activation", …).
 FIRST_PAGE = {
     "accuracy_and_loss": (
         "train_loss",
@@ -36,17 +39,18 @@ FIRST_PAGE = {
 
 
 class Records:
-    """TensorBoard event files and a log of a run, written in the background.
+    """Writes TensorBoard event files and the log of a run in the background.
 
-    Every lane is a TensorBoard run, and every layer one below it: a statistic is one chart with a line a layer. The
-    charts of `FIRST_PAGE` come first, the others are `family/statistic`, `step/…` and `epoch/…`. Histograms are written
-    pre-binned under their names in the history. NaN and infinities are written as they are; those among what a
-    histogram counts are scalars too, `family/nan_count` and `family/infinity_count`, at the steps that have any.
+    Every lane is a TensorBoard run, and every layer is a run below it, so that a statistic is one chart with one line
+    for each layer. The charts of `FIRST_PAGE` come first; the others are `family/statistic`, `step/…` and
+    `epoch/…`. Histograms are written already binned, under their names in the history. Scalars that are NaN or infinite
+    are written as they are. NaN and infinities that a histogram counts are also written as the scalars
+    `family/nan_count` and `family/infinity_count`, at the steps that have any.
 
     Args:
-      folder: the run folder; events go to `tensorboard/`, lines to `train.log`.
-      which: lanes to write: all, the first, or none. TensorBoard selects no run at first if there are more than 500.
-      so_far: the history that a resumed run has already; its events are written anew, so that no step is doubled.
+      folder: the run folder; events go to `tensorboard/`, the log to `train.log`.
+      which: the lanes to write: all, the first, or none. TensorBoard starts with no run selected if there are over 500.
+      so_far: the history of a resumed run until now; its events are written again, so that no step appears twice.
     """
 
     def __init__(self, folder: Path, which: Which = "all", so_far: Sequence[xr.Dataset] = ()):
@@ -64,13 +68,13 @@ class Records:
             self.write(part)
 
     def write(self, part: xr.Dataset) -> None:
-        """Queue a chunk of the history, and raise what went wrong with those before."""
+        """Queue a chunk of the history, and raise the errors of the chunks before."""
         while self._written and self._written[0].done():
             self._written.pop(0).result()
         self._written.append(self._queue.submit(self._write, part))
 
     def close(self) -> None:
-        """Write what is queued, close the files, and raise what went wrong in the background."""
+        """Write what is queued, close the files, and raise the errors from the background."""
         with self._queue:
             self._written.append(self._queue.submit(self._close))
         for written in self._written:
@@ -101,7 +105,7 @@ class Records:
                 self._write_log(one)
 
     def _write_run(self, name: str, run: xr.Dataset) -> None:
-        self._folder.stat()  # where it has vanished, TensorFlow would make it again, or write into what nobody sees
+        self._folder.stat()  # raises if it has vanished: TensorFlow would make it again, or write to deleted files
         if name not in self._writers:
             self._writers[name] = _open_writer(self._folder / "tensorboard" / name)
             if "layer" not in run.coords:
@@ -111,7 +115,7 @@ class Records:
             self._writers[name].write_summaries(step, histograms, {tag: histogram_metadata() for tag in histograms})
 
     def _write_log(self, lane: xr.Dataset) -> None:
-        """The evaluations of a lane, for reading."""
+        """Write the evaluations of a lane as lines for people."""
         self._log = self._log or _open_log(self._folder / "train.log")
         names = [str(name) for name, v in lane.data_vars.items() if v.dims == ("evaluation",)]
         for e, done in enumerate(lane["evaluated_at"].values):
@@ -119,36 +123,40 @@ class Records:
 
 
 def lane_name(part: xr.Dataset, lane: int) -> str:
-    """The name of a lane's TensorBoard run; replicas are counted where there are several."""
+    """The name of a lane's TensorBoard run, with the number of the replica if there are several."""
     name = f"lane_{lane:03d}_seed_{int(part['seed'].values[lane])}"
     replicas = part["replica"].values
     return f"{name}_replica_{int(replicas[lane])}" if replicas.any() else name
 
 
 def _allow_open_files(more: int) -> None:
-    """Every writer keeps a file open; systems allow 256 or 1024 until asked for more."""
+    """Ask the system for more open files: every writer keeps one open, and the usual limits are 256 or 1024."""
     try:
         import resource
-    except ImportError:  # not on Windows, whose limit is another
+    except ImportError:  # Windows has no such limit
         return
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    wanted = more + 512  # for what else is open
+    wanted = more + 512  # 512 for other files
     if 0 <= soft < wanted:
         resource.setrlimit(resource.RLIMIT_NOFILE, (wanted if hard < 0 else min(wanted, hard), hard))
 
 
 def _metric_writers() -> Any:
-    """CLU's; TensorFlow comes with them and takes seconds, so a run begins with this while it compiles."""
-    if os.environ.get("TF_CPP_MIN_LOG_LEVEL", "1") == "1":  # which JAX sets; TensorFlow warns of what it raises too
+    """CLU's metric writers. The import brings TensorFlow and takes seconds, so a run starts it while it compiles."""
+    if os.environ.get("TF_CPP_MIN_LOG_LEVEL", "1") == "1":  # JAX sets 1; TensorFlow would also print what it raises
         os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"
-    os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")  # its notice is printed past the log level
+    os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")  # oneDNN prints a notice at every log level
     from clu import metric_writers
 
     return metric_writers
 
 
 def _open_writer(folder: Path) -> Any:
-    """A writer whose file begins with a word to a TensorBoard that is reading: forget what the file before it said."""
+    """A writer whose file begins with the event "session start", at which TensorBoard forgets older files of this run.
+
+    Without it, a TensorBoard that is open while a run resumes shows the repeated steps twice. Neither CLU nor
+    TensorFlow 2 has a public way to write this event, hence the private attributes. They can go when one of them has.
+    """
     writer = _metric_writers().SummaryWriter(str(folder))
     import tensorflow as tf
 
@@ -159,9 +167,9 @@ def _open_writer(folder: Path) -> Any:
 
 
 def _events(run: xr.Dataset) -> list[tuple[int, dict[str, Any], dict[str, np.ndarray]]]:
-    """(step, scalars, histograms) of every record and evaluation of one lane, or of one layer of it."""
+    """(step, scalars, histograms) for every record and evaluation of one lane, or of one layer of a lane."""
     values = {str(name): v.values for name, v in run.variables.items()}
-    dims = {str(name): run.variables[name].dims for name in run.data_vars}  # quicker than the items of data_vars
+    dims = {str(name): run.variables[name].dims for name in run.data_vars}  # faster than the items of data_vars
     events = []
     for dimension, clock in (("record", "step"), ("evaluation", "evaluated_at")):
         tags = {name: _tag(name, dimension, "layer" in values) for name in dims if dims[name] == (dimension,)}
@@ -187,7 +195,7 @@ def _tag(name: str, dimension: str, layered: bool) -> str:
 
 
 def _not_finite(family: str, counts: np.ndarray, left: np.ndarray) -> dict[str, int]:
-    """How many NaN and infinities a histogram counts; nothing where there are none."""
+    """The numbers of NaN and of infinities that a histogram counts, without those that are 0."""
     found = {
         "nan_count": counts[np.isnan(left)].sum(),
         "infinity_count": counts[np.isinf(left)].sum(),
@@ -196,15 +204,15 @@ def _not_finite(family: str, counts: np.ndarray, left: np.ndarray) -> dict[str, 
 
 
 class _Log(logging.FileHandler):
-    """A file whose errors are errors, not lines on stderr."""
+    """A log file that raises its errors; `logging` would print them on stderr."""
 
     def handleError(self, record: logging.LogRecord) -> None:
-        """Raise what is being handled."""
+        """Raise the error that is being handled."""
         raise
 
 
 def _open_log(path: Path) -> tuple[Any, Callable[[], None]]:
-    """CLU's logging writer, whose lines go to a file instead of the terminal; and how to close it."""
+    """CLU's logging writer, writing to a file instead of the terminal, and a function that closes it."""
     from absl import logging as absl_logging
     from clu import metric_writers
 
@@ -212,7 +220,7 @@ def _open_log(path: Path) -> tuple[Any, Callable[[], None]]:
     before = logger.level, logger.propagate
     handler = _Log(path)
     handler.setFormatter(logging.Formatter("%(asctime)s %(message)s"))
-    handler.addFilter(lambda record: record.module == "logging_writer")  # Orbax speaks through the same logger
+    handler.addFilter(lambda record: record.module == "logging_writer")  # Orbax uses the same logger
     logger.addHandler(handler)
     logger.propagate = False
     logger.setLevel(logging.INFO)
