@@ -24,6 +24,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import xarray as xr
+from matplotlib.axes import Axes
 from matplotlib.ticker import FixedLocator, NullLocator
 
 from experiments.options import Options
@@ -124,41 +125,9 @@ def check(data: xr.Dataset) -> list[Row]:
 def plot(data: xr.Dataset) -> list[Picture]:
     """δ against layer for all activations, and its growth against the batch size for two."""
     figure, ((left, right),) = figures.panels(1, 2, width=4.2, height=3.4)
-    anchor = SETTLED[1]
-    relative = data["log_delta"] - data["log_delta"].sel(layer=anchor)
-    measured, growth = xr.ufuncs.exp(interval(relative)), interval(_growth(data["log_delta"]))
-    large = np.flatnonzero(data["batch"] == data["batch"].max())
-    every = [2, *range(SETTLED[0], DEPTH, 4), DEPTH]
-    for which, case in enumerate(large):
-        back = data["layer"].sel(layer=slice(2, DEPTH))
-        name = f"{data['phi'].values[case]}, {float(data['finite'][case]):.3f}"
-        figures.theory_line(left, back, data["finite"][case].values ** (anchor - back), which)
-        figures.points(left, every, measured.isel(case=case).sel(layer=every), which, name)
-    left.set(yscale="log", xlabel="layer", ylabel=f"‖∂loss/∂z‖² / that of layer {anchor}")
-    left.set_title(f"gradients, batches of {int(data['batch'].max())}")
-    left.legend(title="growth per layer\nin theory", title_fontsize=8, loc="center left", bbox_to_anchor=(1, 0.5))
-    for which, name in enumerate(BY_BATCH):
-        own = np.flatnonzero(data["phi"] == name)
-        colour = {"relu": 0, "linear": len(ACTIVATIONS) - 1}[name]
-        figures.theory_line(right, data["at"], data["curve"][which], colour)
-        figures.points(right, data["batch"][own], growth.isel(case=own), colour)
-        right.axhline(float(data["limit"][own[0]]), color="0.5", linewidth=0.8, zorder=1)
-        text = {"relu": "ReLU", "linear": "linear: (B − 2)/(B − 3)"}[name]
-        right.text(20, float(np.interp(20, data["at"], data["curve"][which])) + 0.02, text, color=f"C{colour}")
-    right.text(260, RELU - 0.012, "π/(π − 1)", ha="right", va="top", fontsize=8, color="0.3")
-    right.set(
-        xscale="log",
-        xlabel="batch size B (examples)",
-        ylabel="growth of ‖∂loss/∂z‖² per layer going back",
-        title="growth, by batch size",
-    )
-    right.xaxis.set_major_locator(FixedLocator([8, 16, 32, 64, 128, 256]))
-    right.xaxis.set_minor_locator(NullLocator())
-    right.xaxis.set_major_formatter("{x:g}")
-    right.plot([], [], "o", color="0.3", label="simulation, mean and 95 % interval")
-    figures.theory_line(right, [], [], 6, "theory")
-    right.plot([], [], color="0.5", linewidth=0.8, label="its limit for large batches")
-    right.legend(loc=(0.13, 0.19))
+    anchor, growth = SETTLED[1], interval(_growth(data["log_delta"]))
+    _plot_layers(left, data, anchor)
+    _plot_batch_sizes(right, data, growth)
     sentence = (
         f"Gradients of networks with batch norm before the activation, {DEPTH} layers of {WIDTH} units, at "
         "initialization: going back they grow by a factor per layer that depends on the activation (left) and the "
@@ -167,3 +136,45 @@ def plot(data: xr.Dataset) -> list[Picture]:
     )
     table = growth.assign(finite=data["finite"], limit=data["limit"])
     return [Picture(NAME, figure, sentence, table.to_dataframe().reset_index(drop=True).round(5))]
+
+
+def _plot_layers(axes: Axes, data: xr.Dataset, anchor: int) -> None:
+    """‖δ‖² of every layer over that of the anchor layer, at the largest batch size."""
+    measured = xr.ufuncs.exp(interval(data["log_delta"] - data["log_delta"].sel(layer=anchor)))
+    largest = int(data["batch"].max())
+    shown = [2, *range(SETTLED[0], DEPTH, 4), DEPTH]
+    layers = data["layer"].sel(layer=slice(2, DEPTH))
+    for colour, case in enumerate(np.flatnonzero(data["batch"] == largest)):
+        gain = data["finite"][case].values
+        label = f"{data['phi'].values[case]}, {float(gain):.3f}"
+        figures.theory_line(axes, layers, gain ** (anchor - layers), colour)
+        figures.points(axes, shown, measured.isel(case=case).sel(layer=shown), colour, label)
+    axes.set(yscale="log", xlabel="layer", ylabel=f"‖∂loss/∂z‖² / that of layer {anchor}")
+    axes.set_title(f"gradients, batches of {largest}")
+    axes.legend(title="growth per layer\nin theory", title_fontsize=8, loc="center left", bbox_to_anchor=(1, 0.5))
+
+
+def _plot_batch_sizes(axes: Axes, data: xr.Dataset, growth: xr.Dataset) -> None:
+    """The growth per layer against the batch size, of the activations in BY_BATCH."""
+    for which, name in enumerate(BY_BATCH):
+        cases = np.flatnonzero(data["phi"] == name)
+        colour = {"relu": 0, "linear": len(ACTIVATIONS) - 1}[name]
+        figures.theory_line(axes, data["at"], data["curve"][which], colour)
+        figures.points(axes, data["batch"][cases], growth.isel(case=cases), colour)
+        axes.axhline(float(data["limit"][cases[0]]), color="0.5", linewidth=0.8, zorder=1)
+        text = {"relu": "ReLU", "linear": "linear: (B − 2)/(B − 3)"}[name]
+        axes.text(20, float(np.interp(20, data["at"], data["curve"][which])) + 0.02, text, color=f"C{colour}")
+    axes.text(260, RELU - 0.012, "π/(π − 1)", ha="right", va="top", fontsize=8, color="0.3")
+    axes.set(
+        xscale="log",
+        xlabel="batch size B (examples)",
+        ylabel="growth of ‖∂loss/∂z‖² per layer going back",
+        title="growth, by batch size",
+    )
+    axes.xaxis.set_major_locator(FixedLocator([8, 16, 32, 64, 128, 256]))
+    axes.xaxis.set_minor_locator(NullLocator())
+    axes.xaxis.set_major_formatter("{x:g}")
+    axes.plot([], [], "o", color="0.3", label="simulation, mean and 95 % interval")
+    figures.theory_line(axes, [], [], 6, "theory")
+    axes.plot([], [], color="0.5", linewidth=0.8, label="its limit for large batches")
+    axes.legend(loc=(0.13, 0.19))
