@@ -273,8 +273,8 @@ def main() -> int:
     begun = time.monotonic()
     seconds = measure(options)
     rows = rows_of(seconds)
-    made = environment() | {"peers": versions, "load": os.getloadavg(), "processor": _processor()}
-    made |= {
+    provenance = environment() | {"peers": versions, "load": os.getloadavg(), "processor": _processor()}
+    provenance |= {
         "seconds": round(time.monotonic() - begun, 1),
         "options": dataclasses.asdict(options) | {"out": options.out.name},
     }
@@ -282,7 +282,7 @@ def main() -> int:
         "rows": rows,
         "facts": facts(seconds, options.steps),
         "seconds": seconds,
-        "environment": made,
+        "environment": provenance,
     }
     options.out.parent.mkdir(parents=True, exist_ok=True)
     options.out.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n")

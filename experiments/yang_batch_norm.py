@@ -1,18 +1,18 @@
-"""Batch norm makes the gradients of a deep network explode, by a factor that the activation alone decides.
+"""Batch norm makes the gradients of a deep network explode, by a factor that only the activation and batch size decide.
 
 Claim: in a random network with batch norm before each activation, ‖∂loss/∂z‖² grows exponentially towards the input
-whatever the weights' variance, per layer by E[φ′(u)²]/Var[φ(u)], u ~ N(0, 1), for large batches: π/(π − 1) for ReLU.
-For linear networks of batch size B it grows by (B − 2)/(B − 3).
+whatever the weights' variance: per layer by E[φ′(u)²]/Var[φ(u)], u ~ N(0, 1), for large batches, which is π/(π − 1) for
+ReLU. For linear networks of batch size B it grows by (B − 2)/(B − 3).
 
 Paper: Yang, Pennington, Rao, Sohl-Dickstein & Schoenholz 2019, A Mean Field Theory of Batch Normalization,
-arXiv:1902.08129: π/(π − 1) and (B − 2)/(B − 3) are theirs; what is said of the other activations and of finite batches
-is derived from the same fixed point (`theory.batch_norm_gradient_gain`, `theory.finite_batch_norm_gradient_gain`).
+arXiv:1902.08129: π/(π − 1) and (B − 2)/(B − 3) are theirs. The numbers for the other activations and for finite batches
+are derived from the same fixed point (`theory.batch_norm_gradient_gain`, `theory.finite_batch_norm_gradient_gain`).
 Command: `python -m experiments yang_batch_norm` (about a minute on 2 cores; `--full` from 20 networks instead of 5).
 
-Train mode, the gradient through the batch's statistics, ε → 0, 30 layers of 1000 units; layers near the input, where
-the batch's correlations have not settled, and near the output are left out. Inputs are independent Gaussians, a full
-rank as the theory asks for, in place of images. Examples lose their independence slowly on their way through layers of
-finite width, which is why B is far below the width and the networks are not deeper.
+Train mode, the gradient through the batch's statistics, ε → 0, 30 layers of 1000 units. Layers near the input, where
+the batch's correlations have not settled, and near the output are left out. Inputs are independent Gaussians instead of
+images, as the theory needs a batch of full rank. In layers of finite width examples slowly lose their independence,
+which is why B is far below the width and the networks are not deeper.
 
 Expected at B = 128: ReLU 1.481 (limit 1.467), leaky ReLU .2 1.255, tanh 1.185, ELU 1.088, SELU 1.080, sigmoid 1.041,
 linear 1.008; at B = 8: ReLU 1.793, linear 1.2.
@@ -42,19 +42,19 @@ DERIVED = "after Yang et al. 2019, 1902.08129; their fixed point at this batch s
 
 DEPTH, WIDTH, CLASSES = 30, 1000, 10
 ACTIVATIONS = ("relu", "leaky_relu(0.2)", "tanh", "elu", "selu", "sigmoid", "linear")
-BATCH = 128  # at which activations are compared
-BATCHES = (8, 16, 32)  # others, for these:
+BATCH = 128  # batch size at which the activations are compared
+BATCHES = (8, 16, 32)  # further batch sizes, for the activations of BY_BATCH
 BY_BATCH = ("relu", "linear")
 SEEDS = {"smoke": 3, "default": 5, "full": 20}
-SETTLED = (6, 26)  # from the first of these layers to the second
+SETTLED = (6, 26)  # first and last layer between which the growth is measured
 RELU = np.pi / (np.pi - 1)
 
-# Written down before the run.
+# Fixed before the run.
 GAIN = Within(share=0.04)
 
 
 def run(options: Options) -> xr.Dataset:
-    """δ of every layer at step 0, and its growth as theory has it.
+    """δ of every layer at step 0, and its predicted growth per layer.
 
     Returns:
       log_delta [case, seed, layer]: ln ‖∂loss/∂z‖² over the batch; its predicted growth per layer, finite [case] and
@@ -86,29 +86,29 @@ def run(options: Options) -> xr.Dataset:
     )
 
 
-def delta(network: Network) -> jax.Array:
-    """ln ‖δ‖² of every layer, but for what is the same for all hidden layers."""
+def log_squared_delta(network: Network) -> jax.Array:
+    """ln ‖δ‖² of every layer, up to a constant that all hidden layers share."""
     return per_layer(lambda d: 2 * jnp.log(rms(d)), network.step().deltas)
 
 
 def _log_delta(activation: str, batch_size: int, width: int, seeds: int) -> np.ndarray:
-    """Of the hidden layers, [seed, layer]."""
+    """ln ‖δ‖² of the hidden layers, [seed, layer]."""
     config = Config(
         hidden=(width,) * DEPTH, activation=activation, initializer="mean_field", norm="batch", norm_epsilon=1e-12
     )
     inputs = np.random.default_rng(0).standard_normal((batch_size, width))
     labels = np.arange(batch_size) % CLASSES
-    return probe(delta, config, Hypers(), seeds, inputs, labels, CLASSES)[0, :, :DEPTH].astype(np.float64)
+    return probe(log_squared_delta, config, Hypers(), seeds, inputs, labels, CLASSES)[0, :, :DEPTH].astype(np.float64)
 
 
 def _growth(log_delta: xr.DataArray) -> xr.DataArray:
-    """Of ‖δ‖² per layer going back, over the settled layers."""
+    """Growth of ‖δ‖² per layer going back, over the settled layers."""
     first, last = SETTLED
     return xr.ufuncs.exp((log_delta.sel(layer=first) - log_delta.sel(layer=last)) / (last - first))
 
 
 def check(data: xr.Dataset) -> list[Row]:
-    """The growth of each case: by the paper's own formula, which for ReLU is the limit, or by its fixed point."""
+    """The growth of each case, against the paper's formula (for ReLU its limit) or, without one, its fixed point."""
     rows = []
     growth = _growth(data["log_delta"])
     for case in range(data.sizes["case"]):

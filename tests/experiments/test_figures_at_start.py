@@ -58,7 +58,7 @@ def remembering(*args: Any, **kwargs: Any) -> Any:
     """`probe`, which is not asked twice: a fault in the oracle changes nothing in the engine."""
     key = tuple(x.tobytes() if isinstance(x, np.ndarray) else repr(x) for x in (*args, *kwargs.items()))
     if key not in REMEMBERED:
-        REMEMBERED[key] = vgjax.probe.probe(*args, **kwargs)
+        REMEMBERED[key] = vgjax.training.probe.probe(*args, **kwargs)
     return REMEMBERED[key]
 
 
