@@ -1,1 +1,1 @@
-"""Reproductions: one file per source document or paper; `python -m experiments [NAME …]` runs them."""
+"""Reproductions: one file for each source document or paper; `python -m experiments [NAME …]` runs them."""

@@ -1,4 +1,4 @@
-"""`python -m experiments [NAME …]`: run reproductions, judge them, and write one page."""
+"""`python -m experiments [NAME …]`: run the reproductions, judge their rows, and write one page."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from rich.table import Table
 from experiments.options import Options
 from vgjax.names import nearest
 
-SIZES = {"smoke": ["--smoke"], "full": ["--full"], "default": []}
+SIZE_FLAGS = {"smoke": ["--smoke"], "full": ["--full"], "default": []}
 EXPERIMENTS = (
     "mxnet_mnist",
     "keras_notebook",
@@ -33,7 +33,11 @@ EXPERIMENTS = (
 
 
 def main() -> int:
-    """Run what was asked for; 0 when it is done, whatever the verdicts; 2 on bad input."""
+    """Run the experiments that were asked for.
+
+    Returns:
+      Exit status: 0 when they ran, whatever the verdicts; 2 for bad input; 130 when interrupted.
+    """
     options = tyro.cli(Options, prog="python -m experiments")
     try:
         return _reproduce(options)
@@ -50,7 +54,7 @@ def _reproduce(options: Options) -> int:
     for name in names:
         if name not in EXPERIMENTS:
             raise ValueError(f"unknown experiment {name!r}; {nearest(name, EXPERIMENTS)}")
-    _prepare_jax(options.smoke)
+    prepare_jax(options.smoke)
     from experiments.reproduction import outcome_of, write_json
     from vgjax.environment import environment
     from vgjax.figures import save
@@ -60,15 +64,15 @@ def _reproduce(options: Options) -> int:
     console = Console(stderr=True)
     outcomes, seconds = [], {}
     for name in names:
-        begun = time.monotonic()
+        experiment_started = time.monotonic()
         console.print(f"{name} …", highlight=False)
         outcomes.append(outcome_of(importlib.import_module(f"experiments.{name}"), options))
-        seconds[name] = round(time.monotonic() - begun, 1)
+        seconds[name] = round(time.monotonic() - experiment_started, 1)
         console.print(f"{name}: {seconds[name]:.0f} s", highlight=False)
-    made = environment() | {
+    provenance = environment() | {
         "seconds": round(time.monotonic() - started, 1),
         "seconds_each": seconds,
-        "command": " ".join(["python -m experiments", *options.names, *SIZES[options.size]]),
+        "command": " ".join(["python -m experiments", *options.names, *SIZE_FLAGS[options.size]]),
         "size": options.size,
         "resumed": options.resume,
     }
@@ -78,8 +82,8 @@ def _reproduce(options: Options) -> int:
         for picture in outcome.pictures:
             save(picture.figure, folder / picture.name, picture.table)
     rows = [row for outcome in outcomes for row in outcome.rows]
-    write_json(options.out / "reproduction.json", rows, made)
-    page = write_page(options.out / "report.html", outcomes, folder, made)
+    write_json(options.out / "reproduction.json", rows, provenance)
+    page = write_page(options.out / "report.html", outcomes, folder, provenance)
     for note in {note for outcome in outcomes for note in outcome.notes}:
         console.print(f"note: {note}", highlight=False, soft_wrap=True)
     _print_table(rows)
@@ -87,14 +91,14 @@ def _reproduce(options: Options) -> int:
     return 0
 
 
-def _prepare_jax(smoke: bool) -> None:
-    """What JAX reads from the environment, before it is imported."""
+def prepare_jax(smoke: bool) -> None:
+    """Set the environment variables that JAX reads when it is imported."""
     import joblib
 
-    # A core for every other lane: small layers cannot keep several cores busy.
+    # One device for each core, so that lanes run side by side: one small layer cannot keep several cores busy.
     os.environ.setdefault("JAX_NUM_CPU_DEVICES", str(joblib.cpu_count()))
     flags = os.environ.get("XLA_FLAGS", "")
-    if smoke and "xla_backend_optimization_level" not in flags:  # programs that run for milliseconds
+    if smoke and "xla_backend_optimization_level" not in flags:  # they run for milliseconds
         os.environ["XLA_FLAGS"] = f"{flags} --xla_backend_optimization_level=0".strip()
 
 

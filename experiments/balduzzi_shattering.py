@@ -1,9 +1,8 @@
 """Gradients of deep plain networks resemble white noise along a line of inputs; those of residual networks do not.
 
-Claim: the correlation of ∂y/∂x at two inputs falls with the angle between them, the faster the deeper a plain ReLU
-network is, so that at 24 layers neighbouring inputs have gradients that know little of one another: they are shattered.
-In residual networks of 50 layers gradients stay correlated over wide angles, and all but alike where the branch is
-scaled down.
+Claim: the correlation of ∂y/∂x at two inputs falls with the angle between them, and falls faster in deeper plain ReLU
+networks. At 24 layers the gradients at neighbouring inputs are almost uncorrelated: they are shattered. In residual
+networks of 50 layers gradients stay correlated over wide angles, and are nearly equal where the branch is scaled down.
 
 Paper: Balduzzi, Frean, Leary, Lewis, Ma & McWilliams 2017, The Shattered Gradients Problem: If resnets are the answer,
 then what is the question?, arXiv:1702.08591, after its figure of gradients over a one-dimensional input (1 and 24
@@ -11,24 +10,24 @@ layers, residual 50, 200 units) and its theorems on their covariance. The settin
 takes the place of printed numbers.
 Command: `python -m experiments balduzzi_shattering` (about half a minute on 2 cores).
 
-Substitutes: without biases, on which the paper's networks over a line depend, only the angle between inputs counts: the
-line is a great circle. There is no batch norm: activations of different inputs then become alike with depth, and theory
-is Π(1 − θ_l/π) with the angle θ_l of layer l, which falls by a power of depth; with angles that stay at π/2, as the
-paper has them, it would be its 2^(−L). A residual layer is h + φ(Wh): Π(1 − θ_l/(2π)) at σ_w² = 2, the paper's (3/4)^L
-at π/2; β = .1 scales the branch.
+Substitutes: the paper's networks over a line depend on biases. There are none here, so only the angle between inputs
+counts, and the line is a great circle. There is no batch norm either, so the activations of different inputs become
+alike with depth. Theory is then Π(1 − θ_l/π) with the angle θ_l of layer l, which falls by a power of depth; with
+angles that stay at π/2, as in the paper, it would be 2^(−L). A residual layer is h + φ(Wh): Π(1 − θ_l/(2π)) at
+σ_w² = 2, the paper's (3/4)^L at π/2; β = .1 scales the branch.
 
-The gradient is looked at across the plane of the circle, in 198 of its 200 directions. Within the plane it follows y
-itself, as ∂y/∂x·x = y; with that part left in, as a first run had it, both residual cases were off theory (by RMS .15
-at β = .1 and .17 at β = 1).
+Only the part of the gradient across the plane of the circle is used, 198 of its 200 directions. Within the plane the
+gradient follows y itself, as ∂y/∂x·x = y. In a first run, which kept that part, both residual cases were off theory (by
+RMS .15 at β = .1 and .17 at β = 1).
 
-Expected: correlations within .05 of theory at all angles and depths; at 200 units and 24 layers they are a little
-higher, for the angles of single networks spread, and the product is convex in them.
+Expected: correlations within .05 of theory at all angles and depths. At 200 units and 24 layers they are a little
+higher: the angles of single networks spread, and the product is convex in them.
 
-What differs: 50 residual layers at β = 1 (.84 at 22.5° and .35 at 90°, where infinite width has .64 and .22). ReLU is
-the last thing in the branch here (the paper's branches end with weights), so that units gain a mean, and the direction
-of the activations themselves grows by 3.1 a layer where all others grow by 2. At n units a 1/n-th of a gradient is in
-that direction after a few layers, and 1.5^L/n after more: at 200 units it dominates beyond some 13 layers. With
-β = .1 the two growths are 1.1 and 1.01 a layer, and it does not. A smoke run leaves this case out.
+What differs: 50 residual layers at β = 1 (.84 at 22.5° and .35 at 90°, where infinite width has .64 and .22). Here ReLU
+ends the branch (the paper's branches end with weights), so that units gain a mean, and the direction of the activations
+themselves grows by 3.1 a layer where all others grow by 2. At n units a share 1/n of the gradient is in that direction
+after a few layers, and 1.5^L/n later: at 200 units it dominates beyond some 13 layers. With β = .1 the two growths are
+1.1 and 1.01 a layer, and it does not. A smoke run leaves this case out.
 """
 
 from __future__ import annotations
@@ -62,30 +61,30 @@ CASES: dict[
     "residual, 50 layers": (50, "residual", 1.0),
     "residual, 50 layers, β = .1": (50, "residual", 0.1),
 }
-NARROW = "residual, 50 layers"  # too deep for infinite width to describe it at this width
+TOO_NARROW = "residual, 50 layers"  # WIDTH units are too few for the theory of infinite width at this depth
 SIGMA_W2 = 2.0
 STEPS = 64  # inputs on the circle
 SEEDS = {"smoke": 24, "default": 100, "full": 100}
-ANGLES = (4, 16)  # steps of the rows
+JUDGED_STEPS = (4, 16)  # angles that the rows judge, in steps of the circle
 
-# Written down before the run.
+# Fixed before the run.
 CORRELATION = Within(margin=0.05)
 DEPARTURE = Within(high=0.03)
 
 
 def run(options: Options) -> xr.Dataset:
-    """Correlation of the input gradient at all angles, of networks and of theory.
+    """Correlation of the input gradients at all angles, in networks and in theory.
 
     Returns:
       measured [case, seed, angle] and predicted [case, angle]; angles in degrees.
     """
-    cases = [name for name in CASES if not (options.smoke and name == NARROW)]
-    parts = [_case(name, SEEDS[options.size]) for name in cases]
+    cases = [name for name in CASES if not (options.smoke and name == TOO_NARROW)]
+    parts = [_measure_and_predict(name, SEEDS[options.size]) for name in cases]
     return xr.concat(parts, xr.DataArray(cases, dims="case", name="case"))
 
 
 def correlations(network: Network) -> jax.Array:
-    """Cosine between the gradients ∂y/∂x, without their parts in the circle's plane, at all pairs of inputs, [B, B]."""
+    """Cosine between the gradients ∂y/∂x of all pairs of inputs, without their parts in the circle's plane, [B, B]."""
     output = f"layer_{len(network.program.config.hidden) + 1}"
     gradient = jax.grad(lambda x: jnp.sum(network.seen(x).activations[output]))(network.inputs)
     plane = network.inputs[:: STEPS // 4][:2] / WIDTH**0.5
@@ -94,8 +93,8 @@ def correlations(network: Network) -> jax.Array:
     return unit @ unit.T
 
 
-def _case(name: str, seeds: int) -> xr.Dataset:
-    """Networks of one kind, and their theory; all pairs of one angle are averaged."""
+def _measure_and_predict(name: str, seeds: int) -> xr.Dataset:
+    """One case, in networks and in theory; pairs at the same angle are averaged."""
     layers, branch, scale = CASES[name]
     config = Config(hidden=(WIDTH,) * layers, activation="relu", initializer="mean_field", branch=branch)
     inputs = _circle()
@@ -104,8 +103,8 @@ def _case(name: str, seeds: int) -> xr.Dataset:
     steps = np.arange(STEPS // 2 + 1)
     at = np.arange(STEPS)
     measured = np.stack([found[:, at, (at + step) % STEPS].mean(1) for step in steps], axis=1)
-    some = inputs[: len(steps)]
-    predicted = input_gradient_correlation(some, "relu", [sigma_w**2] * (layers + 1), branch == "residual")[-1]
+    half_circle = inputs[: len(steps)]
+    predicted = input_gradient_correlation(half_circle, "relu", [sigma_w**2] * (layers + 1), branch == "residual")[-1]
     columns = {"measured": (("seed", "angle"), measured), "predicted": ("angle", predicted)}
     return xr.Dataset(columns, {"angle": 360 * steps / STEPS})
 
@@ -119,11 +118,11 @@ def _circle() -> np.ndarray:
 
 
 def check(data: xr.Dataset) -> list[Row]:
-    """The correlation at two angles, and over all of them."""
+    """The correlation at two angles, and the departure from theory over all angles."""
     rows = []
     for name in data["case"].values.tolist():
         one = data.sel(case=name)
-        for step in ANGLES:
+        for step in JUDGED_STEPS:
             there = one.isel(angle=step)
             quantity = f"{name}: correlation of gradients at {float(there['angle']):g}°"
             found = estimate(there["measured"].values)

@@ -1,11 +1,11 @@
-"""`python -m experiments.benchmark`: what the instrument costs, and how fast it trains, as ratios measured in one run.
+"""`python -m experiments.benchmark`: what recording costs, and how fast vgjax trains, as ratios measured in one run.
 
-Everything is measured in turns, several times over; a ratio is the median over the turns of one time over another of
-the same turn, with its 95 % interval by order statistics. What a few percents decide (bare and watched runs, Iris
-against Keras) alternates within a turn, and a ratio of two such is of neighbours, since a machine's speed drifts from
-second to second. Networks: the MXNet tutorial's (784-512-…-16-10, ReLU, batch 128, momentum) on synthetic images, as
-seconds for 200 steps; and the Keras notebook's (2-128-64-…-3, sigmoid, Adam, 30 epochs of 150 flowers). PyTorch and
-Keras take part where they are installed (`pip install '.[bench]'`).
+Every contestant is timed once or several times in each turn. A ratio is the median over the turns of one contestant's
+time over another's in the same turn, with its 95 % interval by order statistics. Where a few percent decide (bare and
+recorded runs, Iris against Keras), contestants alternate within a turn, and each time is divided by its neighbour's,
+since the speed of a machine drifts from second to second. Networks: the MXNet tutorial's (784-512-…-16-10, ReLU, batch
+128, momentum) on synthetic images, in seconds for 200 steps; and the Keras notebook's (2-128-64-…-3, sigmoid, Adam, 30
+epochs of 150 flowers). PyTorch and Keras take part where they are installed (`pip install '.[bench]'`).
 
 Command: `make bench` (15 to 35 minutes on 2 cores). Nothing else should run beside it.
 """
@@ -28,129 +28,143 @@ import numpy as np
 import tyro
 
 from experiments.goals import IRIS_LANES, LANES, rows_of, table
+from vgjax.config import Config
+from vgjax.data.dataset import Dataset
 
 
 @dataclass(frozen=True)
 class Options:
-    """Measure what the instrument costs, and how fast it trains."""
+    """Measure what recording costs, and how fast vgjax trains."""
 
     out: Path = Path("experiments/results/bench.json")
     """Where the rows go [file]."""
     repeats: int = 9
     """Turns [turns]."""
     smoke: bool = False
-    """One turn of everything, on few steps: tests the code, measures nothing."""
+    """One turn of everything, with few steps: tests the code, measures nothing."""
 
     @property
     def steps(self) -> int:
-        """Steps on the tutorial's network whose seconds are told."""
+        """Steps on the tutorial's network that a reported time stands for."""
         return 50 if self.smoke else 200
 
 
-CHUNKS = 5  # a watch runs the steps in so many, after a first one; its time is that of the median chunk
+CHUNKS = 5  # the steps run in this many chunks after a first one; the time is CHUNKS times the median chunk's
 HISTOGRAM = ("gradient_histogram",)
-WATCHES: dict[str, tuple[tuple[str, ...], str]] = {  # what is recorded, and when
+RECORDINGS: dict[str, tuple[tuple[str, ...], str]] = {  # contestant → what it records, and when
     "bare": ((), "at(0)"),
     "norms": (("norms",), "every(1)"),
     "histograms_10": (HISTOGRAM, "every(10)"),
     "histograms": (HISTOGRAM, "every(1)"),
     "everything_10": (("all",), "every(10)"),
 }
-CLOSE = ((14, tuple(WATCHES)), (4, ("iris", "keras_iris")))  # what alternates, so many times a turn
+ALTERNATING = ((14, tuple(RECORDINGS)), (4, ("iris", "keras_iris")))  # (times in a turn, contestants that alternate)
+
+Contestant = Callable[[int], float]  # turn (−1: warm-up) → seconds
 
 
 def measure(options: Options) -> dict[str, list[float]]:
-    """Seconds of every contestant, one value a turn, or one an alternation."""
-    contestants = {**_ours(options), **_peers(options)}
+    """Seconds of every contestant: one value for each time it runs."""
+    contestants = {**_our_contestants(options), **_peer_contestants(options)}
     seconds: dict[str, list[float]] = {name: [] for name in contestants}
     from rich.progress import track
 
-    turns, one_after_other = (1, list(contestants)) if options.smoke else (options.repeats, _turn(contestants))
-    for contest in contestants.values():  # warm up: compile
-        contest(-1)
+    turns, order = (1, list(contestants)) if options.smoke else (options.repeats, _order_in_a_turn(contestants))
+    for contestant in contestants.values():  # warm up: compile
+        contestant(-1)
     for turn in track(range(turns), description="turns", disable=not sys.stderr.isatty()):
-        for name in one_after_other:
+        for name in order:
             seconds[name].append(contestants[name](turn))
     return seconds
 
 
-def _turn(contestants: Iterable[str]) -> list[str]:
-    """Who is measured after whom."""
-    alternating = [name for times, names in CLOSE for name in names * times]
-    there = [name for name in alternating if name in contestants]
-    return there + [name for name in contestants if name not in there]
+def _order_in_a_turn(contestants: Iterable[str]) -> list[str]:
+    """The contestants in the order in which one turn runs them: first those that alternate, then the others."""
+    alternating = [name for times, names in ALTERNATING for name in names * times if name in contestants]
+    return alternating + [name for name in contestants if name not in alternating]
 
 
-def _ours(options: Options) -> dict[str, Callable[[int], float]]:
-    import experiments.keras_notebook as notebook
+def _our_contestants(options: Options) -> dict[str, Contestant]:
     import experiments.mxnet_mnist as tutorial
-    from vgjax import run
-    from vgjax.data.catalogue import load
 
-    steps = options.steps
-    images = _images(steps // CHUNKS * tutorial.CLEAN.batch_size)
-    tutorials = replace(tutorial.CLEAN, **tutorial.GRID["uniform, relu"], dataset="synthetic", validate="end")
-    tutorials = replace(tutorials, epochs=CHUNKS + 1)
+    images = _images(options.steps // CHUNKS * tutorial.CLEAN.batch_size)
+    config = replace(tutorial.CLEAN, **tutorial.GRID["uniform, relu"], dataset="synthetic", validate="end")
+    config = replace(config, epochs=CHUNKS + 1)
     if options.smoke:
-        tutorials = replace(tutorials, hidden=(32, 16), epochs=2)
-
-    def chunk(record: tuple[str, ...], cadence: str, seeds: int = 1, devices: int | None = 1) -> Callable[[int], float]:
-        """Seconds for the steps, by the median chunk: from one landing to the next."""
-        config = replace(tutorials, record=record, cadence=cadence)
-
-        def seconds(turn: int) -> float:
-            landings: list[float] = []
-            landed = lambda part, total: landings.append(time.perf_counter())  # noqa: E731
-            run(config, tutorial.HYPERS, seeds, dataset=images, devices=devices, progress=landed)
-            return CHUNKS * float(np.median(np.diff(landings)))
-
-        return seconds
-
-    epochs, share = (1, IRIS_LANES // 4) if options.smoke else (30, 1)
-    iris = replace(notebook.IRIS, epochs=epochs, record=("norms",), validate="end")  # as the others, but for norms
-    flowers = load("iris_petal")
-
-    def iris_runs(lanes: int) -> Callable[[int], float]:
-        def seconds(turn: int) -> float:
-            begun = time.perf_counter()
-            run(iris, notebook.ADAM, max(1, lanes // share), dataset=flowers)
-            return time.perf_counter() - begun
-
-        return seconds
-
-    def first_step(depth: int) -> Callable[[int], float]:
-        def seconds(turn: int) -> float:
-            config = replace(tutorials, hidden=(128,) * depth, batch_size=30 + turn, steps=1)  # never compiled before
-            begun = time.perf_counter()
-            run(config, tutorial.HYPERS, dataset=images, devices=1)
-            return time.perf_counter() - begun
-
-        return seconds
-
+        config = replace(config, hidden=(32, 16), epochs=2)
     return {
-        **{name: chunk(*watch) for name, watch in WATCHES.items()},
-        "matmul": _matrix_products(tutorials, steps),
-        "lanes": chunk(("norms",), "every(1)", LANES, None),
-        "iris": iris_runs(IRIS_LANES),
-        "iris_64": iris_runs(64),
-        "iris_one": iris_runs(1),
-        "deep": first_step(14 if options.smoke else 240),
-        "shallow": first_step(2 if options.smoke else 8),
+        **{name: _steps_on_images(config, images, *recording) for name, recording in RECORDINGS.items()},
+        "matmul": _matrix_products(config, options.steps),
+        "lanes": _steps_on_images(config, images, ("norms",), "every(1)", LANES, None),
+        "iris": _iris_runs(IRIS_LANES, options.smoke),
+        "iris_64": _iris_runs(64, options.smoke),
+        "iris_one": _iris_runs(1, options.smoke),
+        "deep": _first_step(config, images, 14 if options.smoke else 240),
+        "shallow": _first_step(config, images, 2 if options.smoke else 8),
     }
 
 
-def _images(n: int) -> Any:
-    """Random bytes of MNIST's shape."""
-    from vgjax import Dataset
+def _steps_on_images(
+    config: Config, images: Dataset, record: tuple[str, ...], cadence: str, seeds: int = 1, devices: int | None = 1
+) -> Contestant:
+    """CHUNKS times the median time between the ends of two chunks: seconds for all steps."""
+    import experiments.mxnet_mnist as tutorial
+    from vgjax import run
 
+    config = replace(config, record=record, cadence=cadence)
+
+    def seconds(turn: int) -> float:
+        ends: list[float] = []
+        chunk_ended = lambda part, total: ends.append(time.perf_counter())  # noqa: E731
+        run(config, tutorial.HYPERS, seeds, dataset=images, devices=devices, progress=chunk_ended)
+        return CHUNKS * float(np.median(np.diff(ends)))
+
+    return seconds
+
+
+def _iris_runs(lanes: int, smoke: bool) -> Contestant:
+    """Seconds of the notebook's Iris network in so many lanes."""
+    import experiments.keras_notebook as notebook
+    from vgjax import run
+    from vgjax.data.catalogue import load
+
+    epochs, fewer = (1, IRIS_LANES // 4) if smoke else (30, 1)
+    config = replace(notebook.IRIS, epochs=epochs, record=("norms",), validate="end")  # as the peers, and norms
+    flowers = load("iris_petal")
+
+    def seconds(turn: int) -> float:
+        begun = time.perf_counter()
+        run(config, notebook.ADAM, max(1, lanes // fewer), dataset=flowers)
+        return time.perf_counter() - begun
+
+    return seconds
+
+
+def _first_step(config: Config, images: Dataset, depth: int) -> Contestant:
+    """Seconds to compile and run one step of a network of so many hidden layers."""
+    import experiments.mxnet_mnist as tutorial
+    from vgjax import run
+
+    def seconds(turn: int) -> float:
+        # A batch size for each turn, so that no turn finds its program compiled.
+        one_step = replace(config, hidden=(128,) * depth, batch_size=30 + turn, steps=1)
+        begun = time.perf_counter()
+        run(one_step, tutorial.HYPERS, dataset=images, devices=1)
+        return time.perf_counter() - begun
+
+    return seconds
+
+
+def _images(n: int) -> Dataset:
+    """n training examples and 1000 test examples of MNIST's shape, of random bytes."""
     rng = np.random.default_rng(0)
     inputs = rng.integers(0, 256, (n + 1000, 784), dtype=np.uint8)
     labels = rng.integers(0, 10, n + 1000).astype(np.int32)
     return Dataset("synthetic", inputs[:n], labels[:n], inputs[n:], labels[n:], 10, (28, 28), "drawn")
 
 
-def _matrix_products(config: Any, steps: int) -> Callable[[int], float]:
-    """Seconds of the products of a chunk alone: forward, and backward to weights and to inputs."""
+def _matrix_products(config: Config, steps: int) -> Contestant:
+    """Seconds of the steps' matrix products alone: forward, and backward to the weights and to the inputs."""
     import jax
     import jax.numpy as jnp
 
@@ -179,14 +193,14 @@ def _matrix_products(config: Any, steps: int) -> Callable[[int], float]:
     return seconds
 
 
-def _peers(options: Options) -> dict[str, Callable[[int], float]]:
-    """What PyTorch and Keras need for the same work, as far as they are installed."""
+def _peer_contestants(options: Options) -> dict[str, Contestant]:
+    """PyTorch and Keras at the same work, as far as they are installed."""
     import experiments.keras_notebook as notebook
     import experiments.mxnet_mnist as tutorial
     from experiments import peers
     from vgjax.data.catalogue import load
 
-    have = peers.installed()
+    installed = peers.installed()
     steps, few = options.steps, max(2, options.steps // 10)  # histograms take long
     config = replace(tutorial.CLEAN, **tutorial.GRID["uniform, relu"], epochs=1)
     images = _images(steps * config.batch_size)
@@ -194,8 +208,8 @@ def _peers(options: Options) -> dict[str, Callable[[int], float]]:
     iris = replace(notebook.IRIS, epochs=1 if options.smoke else 30)
     flowers = load("iris_petal")
     petals = flowers.train_inputs, flowers.train_labels
-    contestants: dict[str, Callable[[int], float]] = {}
-    if "torch" in have:
+    contestants: dict[str, Contestant] = {}
+    if "torch" in installed:
         short = replace(config, steps=few)
         contestants |= {
             "torch": lambda turn: peers.torch_seconds(config, 0.1, *pixels),
@@ -203,7 +217,7 @@ def _peers(options: Options) -> dict[str, Callable[[int], float]]:
             "torch_histograms": lambda turn: steps / few * peers.torch_seconds(short, 0.1, *pixels, "histograms"),
             "torch_iris": lambda turn: peers.torch_seconds(iris, 1e-3, *petals),
         }
-    if "keras" in have:
+    if "keras" in installed:
         contestants |= {
             "keras": lambda turn: peers.keras_seconds(config, 0.1, *pixels),
             "keras_tensorboard": lambda turn: peers.keras_seconds(config, 0.1, *pixels, "tensorboard"),
@@ -213,7 +227,7 @@ def _peers(options: Options) -> dict[str, Callable[[int], float]]:
 
 
 def facts(seconds: dict[str, list[float]], n_steps: int) -> dict[str, Any]:
-    """Numbers that are no ratios: times a step, start-up, and what leaves the device at an instrumented step."""
+    """Numbers that are not ratios: times of a step and of the start, and bytes that leave the device at a record."""
     import experiments.mxnet_mnist as tutorial
     from vgjax import run
 
@@ -233,7 +247,7 @@ def facts(seconds: dict[str, list[float]], n_steps: int) -> dict[str, Any]:
         start[name] = round(time.perf_counter() - begun, 2)
     per_step = {
         name: 1e3 * float(np.median(seconds[name])) / n_steps
-        for name in (*WATCHES, "matmul", "torch")
+        for name in (*RECORDINGS, "matmul", "torch")
         if name in seconds
     }
     return {
@@ -246,7 +260,7 @@ def facts(seconds: dict[str, list[float]], n_steps: int) -> dict[str, Any]:
 
 
 def main() -> int:
-    """Measure, write, and print the table."""
+    """Measure, write the rows, and print the table."""
     options = tyro.cli(Options, prog="python -m experiments.benchmark")
     import joblib
 
@@ -258,12 +272,12 @@ def main() -> int:
     from experiments import peers
     from vgjax.environment import environment
 
-    versions = peers.installed()  # before anything else imports TensorFlow: it is to run as its users have it
+    versions = peers.installed()  # first, so that TensorFlow is imported with the settings its users have
     begun = time.monotonic()
     seconds = measure(options)
     rows = rows_of(seconds)
-    made = environment() | {"peers": versions, "load": os.getloadavg(), "processor": _processor()}
-    made |= {
+    provenance = environment() | {"peers": versions, "load": os.getloadavg(), "processor": _processor()}
+    provenance |= {
         "seconds": round(time.monotonic() - begun, 1),
         "options": dataclasses.asdict(options) | {"out": options.out.name},
     }
@@ -271,7 +285,7 @@ def main() -> int:
         "rows": rows,
         "facts": facts(seconds, options.steps),
         "seconds": seconds,
-        "environment": made,
+        "environment": provenance,
     }
     options.out.parent.mkdir(parents=True, exist_ok=True)
     options.out.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n")

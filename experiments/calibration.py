@@ -1,15 +1,16 @@
 """How often `vgjax diagnose` is right: runs with a fault built in, and healthy ones, each labelled by construction.
 
-Claim: of the half of the runs that the rules were not built on, at least 95 % get their label as the first finding, and
-at most 2 % of the healthy ones any finding at all.
+Claim: among the runs that the rules were not built on, at least 95 % have their label as the first finding, and at most
+2 % of the healthy runs have any finding at all.
 
 Command: `python -m experiments.calibration` (about 5 minutes on 2 cores; `--half building` or `--half trial` alone).
 
-A *bench* is one network on one data set; its lanes are the runs, each with a label that follows from how it was set up
-(`experiments/benches.py`), whatever came of its training. Benches with an even number are for building: the bounds of
-the rules were chosen on them. Those with an odd number were written before the rules were frozen, and first run after.
+A *bench* is one network on one data set; its lanes are the runs. The label of a run follows from how it was set up
+(`experiments/benches.py`), whatever came of its training. The bounds of the rules were chosen on the benches with an
+even number. The benches with an odd number were written before the rules were frozen, and first run afterwards.
 
-Right is: a healthy run has no finding, not even a warning; any other run has its label as the first finding.
+A healthy run is right if it has no finding, not even a warning; any other run is right if its label is the first
+finding.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ from rich.console import Console
 from rich.table import Table
 from tyro.conf import FlagCreatePairsOff
 
-from experiments.__main__ import _prepare_jax
+from experiments.__main__ import prepare_jax
 from experiments.benches import BENCHES, LABELS
 
 RESULTS = Path(__file__).parent / "results" / "calibration.json"
@@ -38,8 +39,8 @@ HALVES = ("building", "trial")
 SHOWN = ("dataset", "scaling", "hidden", "activation", "initializer", "norm", "branch", "optimizer", "clip", "epochs")
 
 
-def judge(i: int, smoke: bool = False) -> list[dict[str, Any]]:
-    """Run a bench and diagnose every lane by itself: rows of label, what was found, and its numbers."""
+def diagnose_bench(i: int, smoke: bool = False) -> list[dict[str, Any]]:
+    """Run a bench and diagnose each lane alone: a row with its label, what was found, and the numbers."""
     from vgjax.data.catalogue import load
     from vgjax.diagnosis.rules import diagnose
     from vgjax.training.loop import run
@@ -71,7 +72,7 @@ def judge(i: int, smoke: bool = False) -> list[dict[str, Any]]:
 
 
 def summary(rows: list[dict[str, Any]]) -> dict[str, Any]:
-    """Of one half: runs, share right, share of false alarms, and how often each label was found as what."""
+    """Of one half: number of runs, share right, share of false alarms, and the confusion matrix."""
     healthy = [row for row in rows if row["label"] == "healthy"]
     confusion: dict[str, dict[str, int]] = {}
     for row in rows:
@@ -88,21 +89,21 @@ def summary(rows: list[dict[str, Any]]) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class Options:
-    """Calibrate the diagnosis: runs with a fault built in and healthy ones, and what `vgjax diagnose` says of them."""
+    """Calibrate the diagnosis on runs with a fault built in and on healthy ones."""
 
     half: Literal["both", "building", "trial"] = "both"
-    """Which benches: those that the rules were built on, the others, or both."""
+    """Which benches to run: those that the rules were built on, the others, or both."""
     smoke: FlagCreatePairsOff[bool] = False
-    """Two benches of two steps: tests the code, calibrates nothing."""
+    """Run two benches for two steps: this tests the code and calibrates nothing."""
     out: Annotated[Path, tyro.conf.arg(metavar="FILE")] = RESULTS
     """Where the rows go [file]."""
 
 
 def main() -> int:
-    """Run, print the confusion matrix, write the rows."""
+    """Run the benches, print the confusion matrix, write the rows."""
     options = tyro.cli(Options, prog="python -m experiments.calibration")
-    os.environ.setdefault("JAX_NUM_CPU_DEVICES", "1")  # a process a core
-    _prepare_jax(smoke=True)  # its programs run for milliseconds
+    os.environ.setdefault("JAX_NUM_CPU_DEVICES", "1")  # each process has one core
+    prepare_jax(smoke=True)  # its programs run for milliseconds
     import joblib
 
     from vgjax.environment import environment
@@ -113,28 +114,28 @@ def main() -> int:
         benches = benches[:2]
     rows = []
     with ProcessPoolExecutor(joblib.cpu_count(), multiprocessing.get_context("spawn")) as workers:
-        for part in workers.map(judge, benches, [options.smoke] * len(benches)):
+        for part in workers.map(diagnose_bench, benches, [options.smoke] * len(benches)):
             rows += part
             for row in (row for row in part if not row["right"]):
                 print(f"bench {row['bench']}: {row['label']} → {row['found']}", file=sys.stderr)
     summaries = {half: summary([row for row in rows if row["half"] == half]) for half in halves}
     for half, one in summaries.items():
-        _print(half, one)
-    made = environment() | {"seconds": round(time.monotonic() - started, 1), "seeds": "the bench's number"}
+        _print_confusion(half, one)
+    provenance = environment() | {"seconds": round(time.monotonic() - started, 1), "seeds": "the bench's number"}
     options.out.parent.mkdir(parents=True, exist_ok=True)
-    lines = ",\n".join(_line(row) for row in rows)
+    lines = ",\n".join(_json(row) for row in rows)
     options.out.write_text(
-        f'{{"summary": {_line(summaries)},\n"environment": {_line(made)},\n"rows": [\n{lines}\n]}}\n'
+        f'{{"summary": {_json(summaries)},\n"environment": {_json(provenance)},\n"rows": [\n{lines}\n]}}\n'
     )
     print(f"rows: {options.out}")
     return 0
 
 
-def _line(content: Any) -> str:
+def _json(content: Any) -> str:
     return json.dumps(content, ensure_ascii=False, allow_nan=False)
 
 
-def _print(name: str, one: dict[str, Any]) -> None:
+def _print_confusion(name: str, one: dict[str, Any]) -> None:
     found = sorted({rule for counts in one["confusion"].values() for rule in counts}, key=[*LABELS].index)
     right, alarms = 100 * one["right"], 100 * one["false_alarms"]
     print(f"{name}: {one['runs']} runs, {right:.1f} % right; {one['healthy']} healthy, false alarms {alarms:.1f} %")

@@ -1,8 +1,8 @@
 """Weights of variance 1/(3n) make signals and back-propagated gradients shrink layer by layer; normalised ones do not.
 
 Claim: near the linear regime the variance of activations (going up) and of ∂Cost/∂z (going down) is multiplied by
-n·Var(W) a layer, 1/3 for the standard W ~ U(±1/√n) and 1 for the normalised W ~ U(±√(6/(n_in + n_out))); the variance
-of the weights' gradients is the same in all layers all the same, as the two trends cancel.
+n·Var(W) a layer: by 1/3 for the standard W ~ U(±1/√n), by 1 for the normalised W ~ U(±√(6/(n_in + n_out))). The two
+trends cancel in the gradients of the weights, whose variance is the same in all layers.
 
 Paper: Glorot & Bengio 2010, Understanding the difficulty of training deep feedforward neural networks, AISTATS, Figs 6
 to 8 (histograms of activations, back-propagated gradients and weight gradients, layer by layer), and its formulas for
@@ -11,13 +11,13 @@ Command: `python -m experiments glorot_histograms` (about 20 s on 2 cores, at th
 
 Substitutes: MNIST (pixels from 0 to 1) stands in for Shapeset-3×2, which is not public; one batch of ten examples, and
 gradients summed over it. The paper's standard initializer goes here by MXNet's name for it, Xavier of magnitude 1.
-Histograms are of magnitudes, by factors of two: layers whose variances differ are the same curve, shifted.
+Histograms are of magnitudes, by factors of two: layers that differ only in variance have the same curve, shifted.
 
-Theory: 1/3 and 1 leave tanh's slope out, which on MNIST takes 2 % off a layer of standard weights and 12 % off one of
-normalised weights; `profiles` has it in. As a layer's inputs are given, its pre-activations are Gaussian, and so are δ
-and the weight gradients as the other side is given: all histograms are mixtures of Gaussians of known variances. But
-for δ of the last hidden layer, which adds up ten weights, that of the right class counting nine times as much as the
-others: it is nearly uniform, and drawn.
+Theory: the factors 1/3 and 1 ignore tanh's slope, which on MNIST takes 2 % off a layer of standard weights and 12 % off
+a layer of normalised weights; `profiles` includes it. Given a layer's inputs, its pre-activations are Gaussian; given
+the signals on the other side, so are δ and the weight gradients. All histograms are therefore mixtures of Gaussians of
+known variances. The exception is δ of the last hidden layer: it adds up ten weights, and the weight of the right class
+counts nine times as much as the others. It is nearly uniform, and is sampled.
 
 Expected per layer going back: Var[∂Cost/∂z] × .325 (standard) and × .882 (normalised), Var[∂Cost/∂W] × 1.000 and
 × 1.005 (layers 2 to 5, which have as many inputs); RMS within 3 % and shares of the histograms within .01 of theory.
@@ -50,7 +50,7 @@ THEORY = "Glorot & Bengio 2010, Figs 6–8; mean-field theory with tanh's slope"
 DEPTH, WIDTH, EXAMPLES = 5, 1000, 10
 INITIALIZERS = {"standard": "mxnet_xavier(factor_type=in, magnitude=1)", "normalised": "glorot_uniform"}
 LINEAR = {"standard": 1 / 3, "normalised": 1.0}  # n·Var(W)
-KINDS = {  # what there are histograms of
+KINDS = {  # kind of histogram → label of its axis
     "activation": "|activation|  (dimensionless)",
     "delta": "|∂Cost/∂z|  (loss / unit of z)",
     "gradient": "|∂Cost/∂W|  (loss / unit of weight)",
@@ -60,15 +60,15 @@ OCTAVES = np.arange(-22, 1)  # 2^e ≤ |x| < 2^(e + 1)
 DRAWS = 8000
 SEEDS = {"smoke": 6, "default": 20, "full": 20}
 
-# Written down before the run.
+# Fixed before the run.
 GROWTH = Within(share=0.03)
-ABOUT = Within(share=0.15)
+WITHOUT_SLOPE = Within(share=0.15)
 DEPARTURE = Within(high=0.03)
 SHARES = Within(high=0.01)
 
 
 def run(options: Options) -> xr.Dataset:
-    """Histograms and RMS of every hidden layer, and what theory says of them.
+    """Histograms and RMS of every hidden layer, measured and predicted.
 
     Returns:
       share [initializer, kind, seed, layer, octave] of the numbers in each octave of magnitude, and rms without
@@ -78,12 +78,15 @@ def run(options: Options) -> xr.Dataset:
     data, note = dataset_or_stand_in("mnist", options)
     raw = np.asarray(data.train_inputs[:EXAMPLES], np.float64).reshape(EXAMPLES, -1)
     inputs, labels = raw / raw.max(), np.asarray(data.train_labels[:EXAMPLES])
-    parts = [_of(named, inputs, labels, data.classes, SEEDS[options.size]) for named in INITIALIZERS.values()]
+    parts = [
+        _measure_and_predict(initializer, inputs, labels, data.classes, SEEDS[options.size])
+        for initializer in INITIALIZERS.values()
+    ]
     both = xr.concat(parts, xr.DataArray(list(INITIALIZERS), dims="initializer", name="initializer"))
     return both.assign_attrs(notes=[note] if note else [], dataset=data.name)
 
 
-def look(network: Network) -> tuple[jax.Array, jax.Array]:
+def histograms_and_rms(network: Network) -> tuple[jax.Array, jax.Array]:
     """Histograms [kinds, layers, bins] and RMS [kinds, layers] of all layers."""
     view = network.step()
     signals = [groups(view.seen.activations), groups(view.deltas), weight_groups(view.gradients)]
@@ -92,47 +95,54 @@ def look(network: Network) -> tuple[jax.Array, jax.Array]:
     return jnp.stack([histograms.histograms(one) for one in signals]), jnp.stack(rms)
 
 
-def _of(named: str, inputs: np.ndarray, labels: np.ndarray, classes: int, seeds: int) -> xr.Dataset:
-    config = Config(hidden=(WIDTH,) * DEPTH, activation="tanh", initializer=named, reduction="sum")
+def _measure_and_predict(
+    initializer: str, inputs: np.ndarray, labels: np.ndarray, classes: int, seeds: int
+) -> xr.Dataset:
+    config = Config(hidden=(WIDTH,) * DEPTH, activation="tanh", initializer=initializer, reduction="sum")
     histograms, rms = (
         np.moveaxis(x[0, ..., :DEPTH] if x.ndim == 4 else x[0, ..., :DEPTH, :], 0, 1)
-        for x in probe(look, config, Hypers(), seeds, inputs, labels, classes)
+        for x in probe(histograms_and_rms, config, Hypers(), seeds, inputs, labels, classes)
     )
     over = ("kind", "seed", "layer")
     share = magnitude_histogram(xr.Dataset({"counts": ((*over, "bin"), histograms)}), "counts")
     share = share.swap_dims(octave="exponent").sel(exponent=OCTAVES).rename(exponent="octave")
     widths = (inputs.shape[1], *config.hidden, classes)
-    profile = profiles.predicted_profile(inputs, labels, widths, "tanh", named, reduction="sum")
+    profile = profiles.predicted_profile(inputs, labels, widths, "tanh", initializer, reduction="sum")
     start = np.arange(OCTAVES[0], OCTAVES[-1] + 0.25, 0.25)
     return xr.Dataset(
         {
             "share": share,
             "rms": (over, rms.astype(np.float64)),
             "rms_predicted": (("kind", "layer"), np.array(profile)[:, :DEPTH]),
-            "share_predicted": (("kind", "layer", "start"), _shares(named, inputs, labels, widths, 2.0**start)),
+            "share_predicted": (
+                ("kind", "layer", "start"),
+                _predicted_shares(initializer, inputs, labels, widths, 2.0**start),
+            ),
         },
         {"kind": list(KINDS), "layer": np.arange(1, DEPTH + 1), "start": start},
     )
 
 
-def _shares(named: str, inputs: np.ndarray, labels: np.ndarray, widths: tuple[int, ...], x: np.ndarray) -> np.ndarray:
-    """Share of numbers from x to 2x, both signs, [kinds, layers, len(x)]."""
-    variances = profiles.layer_variances(widths, named)
+def _predicted_shares(
+    initializer: str, inputs: np.ndarray, labels: np.ndarray, widths: tuple[int, ...], x: np.ndarray
+) -> np.ndarray:
+    """Predicted share of numbers with magnitude from x to 2x, [kinds, layers, len(x)]."""
+    variances = profiles.layer_variances(widths, initializer)
     pairs = profiles.pair_profile(inputs, "tanh", variances)
     deltas = profiles.delta_products(labels, pairs, variances, widths[-1])
     rng, found = np.random.default_rng(0), np.zeros((len(KINDS), DEPTH, len(x)))
-    incoming = inputs  # values of units on the batch, [EXAMPLES, units]: the pixels, above them draws
+    incoming = inputs  # of the layer, [EXAMPLES, units]: pixels in layer 1, then samples
     for layer in range(DEPTH):
         delta, length = deltas[layer] / widths[layer + 1], np.diag(pairs.preactivation[layer])
         z = rng.multivariate_normal(np.zeros(EXAMPLES), pairs.preactivation[layer], DRAWS).T
         slope = 1 - np.tanh(z) ** 2
         of_delta = np.diag(delta / pairs.slope[layer])[:, None] * slope**2
         of_gradient = np.einsum("aj,ab,bj->j", incoming, delta, incoming)
-        with np.errstate(divide="ignore"):  # a pixel that is 0 on the whole batch
+        with np.errstate(divide="ignore"):  # where a pixel is 0 in the whole batch
             ends = [np.arctanh(np.minimum(end, 1)) for end in (x, 2 * x)]
-            found[0, layer] = _below(ends[1], length) - _below(ends[0], length)
-            found[1, layer] = _below(2 * x, of_delta) - _below(x, of_delta)
-            found[2, layer] = _below(2 * x, of_gradient) - _below(x, of_gradient)
+            found[0, layer] = _probability_below(ends[1], length) - _probability_below(ends[0], length)
+            found[1, layer] = _probability_below(2 * x, of_delta) - _probability_below(x, of_delta)
+            found[2, layer] = _probability_below(2 * x, of_gradient) - _probability_below(x, of_gradient)
         incoming = np.tanh(z)
     limit = np.sqrt(3 * variances[-1] / WIDTH)
     last = np.sort(
@@ -143,19 +153,19 @@ def _shares(named: str, inputs: np.ndarray, labels: np.ndarray, widths: tuple[in
 
 
 def _last_delta(labels: np.ndarray, q: np.ndarray, classes: int, limit: float, rng: np.random.Generator) -> np.ndarray:
-    """Wᵀ(p − y) below the logits, [EXAMPLES, DRAWS]: too few weights, from U(±limit), for a Gaussian."""
+    """Samples of Wᵀ(p − y) below the logits, [EXAMPLES, DRAWS]: W ~ U(±limit) has too few weights for a Gaussian."""
     logits = np.sqrt(q)[:, None, None] * rng.standard_normal((len(q), DRAWS, classes))
     error = softmax(logits, axis=-1) - np.eye(classes)[labels][:, None]
     return np.sum(rng.uniform(-limit, limit, error.shape) * error, axis=-1)
 
 
-def _below(x: np.ndarray, variances: np.ndarray) -> np.ndarray:
-    """P(|y| < x) for a mixture of Gaussians of these variances (0: always)."""
+def _probability_below(x: np.ndarray, variances: np.ndarray) -> np.ndarray:
+    """P(|y| < x) for a mixture of Gaussians of these variances; a variance of 0 adds a probability of 1."""
     return np.array([np.mean(erf(one / np.sqrt(2 * variances))) for one in x])
 
 
 def check(data: xr.Dataset) -> list[Row]:
-    """How variances change from layer to layer, and every layer's RMS and histogram."""
+    """The factor of the variances from layer to layer; RMS and histogram of every layer."""
     rows = []
     names = {"delta": "Var[∂Cost/∂z]", "gradient": "Var[∂Cost/∂W]", "activation": "Var[activation]"}
     for which, linear in LINEAR.items():
@@ -166,7 +176,7 @@ def check(data: xr.Dataset) -> list[Row]:
             quantity = f"{which}: {names[kind]}, factor per layer going back from {DEPTH} to {first}"
             rows.append(row(NAME, quantity, THEORY, measured, GROWTH, predicted=predicted))
             quantity = f"{quantity}, without tanh's slope"
-            rows.append(row(NAME, quantity, PAPER, measured, ABOUT, published=published))
+            rows.append(row(NAME, quantity, PAPER, measured, WITHOUT_SLOPE, published=published))
         departures = {
             "relative departure of the RMS": (one["rms"].mean("seed") / one["rms_predicted"] - 1, DEPARTURE),
             "departure of the shares of the histogram": (_departure(one), SHARES),
@@ -180,12 +190,12 @@ def check(data: xr.Dataset) -> list[Row]:
 
 
 def _growth(rms: xr.DataArray, first: int) -> xr.DataArray:
-    """Factor of the variance per layer going back, from the last hidden layer to this one; all have as many inputs."""
+    """Factor of the variance per layer going back, from the last hidden layer to layer `first`."""
     return (rms.sel(layer=first) / rms.sel(layer=DEPTH)) ** (2 / (DEPTH - first))
 
 
 def _departure(data: xr.Dataset) -> xr.DataArray:
-    """Measured less predicted shares, where either is above a percent."""
+    """Measured minus predicted shares, where either is above 1 %."""
     measured = data["share"].mean("seed")
     predicted = data["share_predicted"].sel(start=data["octave"].values.astype(float)).rename(start="octave")
     return (measured - predicted).where(np.maximum(measured, predicted) > 0.01)
@@ -193,7 +203,7 @@ def _departure(data: xr.Dataset) -> xr.DataArray:
 
 @figures.styled
 def plot(data: xr.Dataset) -> list[Picture]:
-    """Histograms, a panel an initializer and kind, a curve a layer."""
+    """Histograms: a panel for each initializer and kind, a curve for each layer."""
     figure, grid = figures.panels(2, len(KINDS), width=3.2, height=2.5, sharex="col", sharey=True)
     share = interval(data["share"])
     shown = share["mean"] > 0.02

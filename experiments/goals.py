@@ -1,4 +1,4 @@
-"""What `python -m experiments.benchmark` is to show: ratios of seconds, their intervals and what they should be."""
+"""The ratios that `python -m experiments.benchmark` reports, their intervals and the goals they are compared with."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ LANES, IRIS_LANES = 8, 256
 
 
 class Goal(NamedTuple):
-    """A ratio that is measured, and what it should be."""
+    """A ratio of two contestants' seconds, and what it should be."""
 
     name: str
     what: str
-    over: str  # the time below the line
-    under: str = "bare"
+    numerator: str  # a contestant of the benchmark
+    denominator: str = "bare"
     at_most: float | None = None
     at_least: float | None = None
-    per: float = 1.0  # runs above the line for one below it
+    runs: float = 1.0  # runs that the numerator's seconds hold, for one run in the denominator's
 
     def __str__(self) -> str:
         if self.at_most is not None:
@@ -38,7 +38,7 @@ GOALS = (
         "lanes",
         "torch",
         at_most=0.7,
-        per=LANES,
+        runs=LANES,
     ),
     Goal(
         "iris_runs_vs_pytorch",
@@ -46,7 +46,7 @@ GOALS = (
         "torch_iris",
         "iris",
         at_least=15,
-        per=1 / IRIS_LANES,
+        runs=1 / IRIS_LANES,
     ),
     Goal(
         "iris_runs_vs_keras",
@@ -54,7 +54,7 @@ GOALS = (
         "keras_iris",
         "iris",
         at_least=300,
-        per=1 / IRIS_LANES,
+        runs=1 / IRIS_LANES,
     ),
     Goal(
         "eight_lanes_vs_one_after_other",
@@ -62,7 +62,7 @@ GOALS = (
         "norms",
         "lanes",
         at_least=1.25,
-        per=1 / LANES,
+        runs=1 / LANES,
     ),
     Goal(
         "iris_64_lanes_vs_one_after_other",
@@ -70,7 +70,7 @@ GOALS = (
         "iris_one",
         "iris_64",
         at_least=1.7,
-        per=1 / 64,
+        runs=1 / 64,
     ),
     Goal(
         "iris_256_lanes_vs_one_after_other",
@@ -78,7 +78,7 @@ GOALS = (
         "iris_one",
         "iris",
         at_least=1.7,
-        per=1 / IRIS_LANES,
+        runs=1 / IRIS_LANES,
     ),
     Goal("matmul_floor_share", "the matrix products alone, over the bare run", "matmul", at_least=0.7),
     Goal("compile_depth_240_vs_8", "first step of 240 layers, over that of 8", "deep", "shallow", at_most=2.0),
@@ -90,31 +90,34 @@ GOALS = (
 
 
 def rows_of(seconds: dict[str, list[float]]) -> list[dict[str, Any]]:
-    """The ratios of all goals whose contestants took part."""
+    """A row for each goal: its ratio and interval, or None where a contestant did not take part."""
     rows: list[dict[str, Any]] = []
     for goal in GOALS:
-        if goal.over not in seconds or goal.under not in seconds:
+        if goal.numerator not in seconds or goal.denominator not in seconds:
             rows.append({**_named(goal), "ratio": None, "low": None, "high": None, "met": None})
             continue
-        ratio, low, high = _median(_turn_by_turn(seconds[goal.over], seconds[goal.under]) / goal.per)
+        ratio, low, high = _median(_turn_by_turn(seconds[goal.numerator], seconds[goal.denominator]) / goal.runs)
         met = ratio <= (goal.at_most or np.inf) and ratio >= (goal.at_least or -np.inf)
         rows.append({**_named(goal), "ratio": ratio, "low": low, "high": high, "met": bool(met) if str(goal) else None})
     return rows
 
 
-def _turn_by_turn(over: list[float], under: list[float]) -> np.ndarray:
-    """Ratios of what was measured side by side; of several times a turn the median, where the other has but one."""
-    turns = min(len(over), len(under))
-    over_turn, under_turn = (np.median(np.reshape(values, (turns, -1)), axis=1) for values in (over, under))
-    return over_turn / under_turn
+def _turn_by_turn(numerator: list[float], denominator: list[float]) -> np.ndarray:
+    """Ratios of times measured next to each other.
+
+    Where one contestant ran more often than the other, the median of its times in a turn is taken.
+    """
+    turns = min(len(numerator), len(denominator))
+    above, below = (np.median(np.reshape(values, (turns, -1)), axis=1) for values in (numerator, denominator))
+    return above / below
 
 
 def _named(goal: Goal) -> dict[str, Any]:
-    return {"name": goal.name, "what": goal.what, "against": goal.under, "goal": str(goal)}
+    return {"name": goal.name, "what": goal.what, "against": goal.denominator, "goal": str(goal)}
 
 
 def _median(values: np.ndarray) -> tuple[float, float, float]:
-    """The median and its 95 % interval by order statistics; the whole range where the turns are too few for one."""
+    """The median and its 95 % interval by order statistics; with too few values for one, their whole range."""
     from scipy.stats import quantile_test
 
     interval = quantile_test(values, p=0.5).confidence_interval(0.95)

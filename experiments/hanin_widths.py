@@ -1,8 +1,8 @@
 """Gradients of ReLU networks fluctuate with the sum of the reciprocal widths; activations grow by fan_in·Var(W)/2.
 
 Claims: at He's variance E‖Ju‖² neither grows nor falls, but single networks spread: E‖Ju‖⁴/(E‖Ju‖²)² = Π(1 + 5/n_l)
-over the hidden layers, and Var ln‖Ju‖² ≈ 5 Σ1/n_l, whatever the depth otherwise; J is the Jacobian of the last hidden
-layer at an input, u a direction. Mean squared activations are (fan_in·Var(W)/2)^depth of the input's.
+over the hidden layers, and Var ln‖Ju‖² ≈ 5 Σ1/n_l. Depth matters only through these sums. J is the Jacobian of the last
+hidden layer at an input, u a direction. Mean squared activations are (fan_in·Var(W)/2)^depth of the input's.
 
 Papers: Hanin 2018, Which Neural Net Architectures Give Rise to Exploding and Vanishing Gradients?, arXiv:1801.03744,
 theorem on the moments of the Jacobian's entries; Hanin & Rolnick 2018, How to Start Training: The Effect of
@@ -10,14 +10,14 @@ Initialization and Architecture, arXiv:1803.01719, section on the mean length of
 initializers. The settings are ours; there are no printed numbers to compare with, and theory takes their place.
 Command: `python -m experiments hanin_widths` (about a minute on 2 cores).
 
-Which layers count: only hidden ones, as J ends at the last of them. A linear output would add a factor 1 + 2/n, inputs
-none. The 5 is 3/p − 1 with half of the units active, p = ½, and Gaussian weights (`mean_field` at σ_w² = 2). Weights of
-another kurtosis κ have 5 + 12(κ − 3)/n: as a unit sums over a layer, Flax's `he_normal`, truncated at two standard
-deviations (κ = 2.4), differs by 2 % of 5 at 75 units.
+Which layers count: only hidden ones, as J ends at the last of them. A linear output would add a factor 1 + 2/n; the
+inputs add none. The 5 is 3/p − 1 with half of the units active, p = ½, and Gaussian weights (`mean_field` at
+σ_w² = 2). Weights of another kurtosis κ have 5 + 12(κ − 3)/n. A unit sums over a layer, so this matters little: Flax's
+`he_normal`, truncated at two standard deviations (κ = 2.4), differs by 2 % of 5 at 75 units.
 
-Heavy tails: ‖Ju‖⁴ is so uneven that beyond 5 Σ1/n_l of about 1 its mean hangs on a few of 10,000 networks; the moments
-are shown up to that, the variance of the logarithm, which has light tails, over all layers. The 5/n of the latter is
-its limit of wide layers: the exact value is 1.04 of it at 100 units, 1.18 at 25, 1.38 at 15, and is what is judged.
+Heavy tails: when 5 Σ1/n_l exceeds about 1, the mean of ‖Ju‖⁴ depends on a few of 10,000 networks. Moments are shown up
+to there; the variance of the logarithm, which has light tails, is shown over all layers. Its 5/n is the limit of wide
+layers. The exact value, which is what the rows judge, is 1.04 of it at 100 units, 1.18 at 25, 1.38 at 15.
 
 Expected: moments within 10 % of Π(1 + 5/n_l), variances within 5 % of the exact ones and at 100 units within 10 % of
 5 Σ1/n_l, growth within 2 % of σ_w²/2.
@@ -56,19 +56,19 @@ ARCHITECTURES = {
     "narrowing, 160 to 10": (160, 80, 40, 20, 10),
 }
 WIDEST = "100 units"
-MOST = 1.0  # of 5 Σ1/n_l, up to which fourth moments are looked at
+LARGEST_SUM = 1.0  # largest 5 Σ1/n_l at which fourth moments are judged and drawn
 NETWORKS = {"smoke": 4000, "default": 10_000, "full": 10_000}
-INITIALIZERS = {  # what it is called → initializer, factor on every weight
+INITIALIZERS = {  # label → initializer, factor on every weight
     "He normal × 1.1": ("he_normal", 1.1),
     "He normal": ("he_normal", 1.0),
     "He uniform": ("he_uniform", 1.0),
-    "He normal × 0.88": ("he_normal", 0.77374**0.5),  # N(0, 2/fan_in) truncated at 2σ, nothing done about its variance
+    "He normal × 0.88": ("he_normal", 0.77374**0.5),  # N(0, 2/fan_in) truncated at 2σ, without correcting the variance
     "LeCun normal": ("lecun_normal", 1.0),
 }
 DEPTH, WIDTH = 20, 200
 SEEDS = {"smoke": 20, "default": 100, "full": 100}
 
-# Written down before the run.
+# Fixed before the run.
 MOMENT = Within(share=0.10)
 VARIANCE = Within(share=0.05)
 WIDE_VARIANCE = Within(share=0.10)
@@ -76,11 +76,11 @@ LENGTH = Within(share=0.02)
 
 
 def run(options: Options) -> xr.Dataset:
-    """Squared lengths in many narrow networks, and in some wide ones of several initializers.
+    """Squared lengths in many narrow networks, and in a few wide ones with several initializers.
 
     Returns:
-      per architecture and layer (NaN beyond its depth): widths' sum of 1/n; moment and variance of ‖Ju‖² over networks,
-      each with low and high (95 %) and predicted; per initializer and layer: length, its low and high and predicted.
+      per architecture and layer (NaN beyond its depth): sum of 1/n; moment of ‖Ju‖² and variance of its logarithm over
+      networks, each with low and high (95 %) and predicted; per initializer and layer: length, low, high, predicted.
     """
     size, every = options.size, 2 if options.smoke else 1
     architectures, initializers = list(ARCHITECTURES)[every - 1 :: every], list(INITIALIZERS)[::every]
@@ -92,7 +92,7 @@ def run(options: Options) -> xr.Dataset:
 
 
 def jacobian_lengths(network: Network) -> jax.Array:
-    """ln‖J_l u‖² of every layer, J_l from the inputs, along the batch's second row, at its first: [L]."""
+    """ln‖J_l u‖² of every layer, [L]; J_l is taken at the batch's first row, u is its second row."""
     at, along = network.inputs[:1], network.inputs[1:]
     tangents = jax.jvp(lambda x: network.seen(x).activations, (at,), (along,))[1]
     return per_layer(lambda t: jnp.log(jnp.sum(t**2)), tangents)
@@ -109,7 +109,7 @@ def _spread(name: str, networks: int) -> xr.Dataset:
     inputs = np.random.default_rng(0).standard_normal((2, INPUTS))
     config = Config(hidden=hidden, activation="relu", initializer="mean_field")
     logs = probe(jacobian_lengths, config, Hypers(sigma_w=2**0.5), networks, inputs)[0, :, :-1].astype(np.float64)
-    alive = logs[np.isfinite(logs).all(1)]  # in one of a thousand all of the 10 units are off
+    alive = logs[np.isfinite(logs).all(1)]  # in one network of a thousand all 10 units are off
     square = np.exp(logs - alive.mean(0))
     first, second = square.mean(0), (square**2).mean(0)
     ratio, variance = second / first**2, alive.var(0, ddof=1)
@@ -125,11 +125,11 @@ def _spread(name: str, networks: int) -> xr.Dataset:
 
 
 def _growth(name: str, seeds: int) -> xr.Dataset:
-    """Mean squared activations over the input's, of one initializer."""
+    """Mean squared activations divided by the input's, for one initializer."""
     initializer, factor = INITIALIZERS[name]
     config = Config(hidden=(WIDTH,) * DEPTH, activation="relu", initializer=initializer)
     inputs = np.random.default_rng(0).standard_normal((1, WIDTH))
-    first = 1000 * list(INITIALIZERS).index(name)  # networks of their own
+    first = 1000 * list(INITIALIZERS).index(name)  # each initializer has networks of its own
     found = probe(lengths, config, Hypers(sigma_w=factor), range(first, first + seeds), inputs)[0, :, :-1]
     ratio = found.astype(np.float64) / np.mean(inputs**2)
     gain = layer_variances((WIDTH,) * (DEPTH + 1), initializer, None, factor) / 2
@@ -139,18 +139,18 @@ def _growth(name: str, seeds: int) -> xr.Dataset:
 
 
 def _with_interval(name: str, value: np.ndarray, influence: np.ndarray) -> dict[str, np.ndarray]:
-    """A statistic and its 95 % interval, from what each network contributes [networks, L] (delta method)."""
+    """A statistic and its 95 % interval by the delta method, from each network's influence on it [networks, L]."""
     half = norm.ppf(0.975) * influence.std(0, ddof=1) / len(influence) ** 0.5
     return {name: value, f"{name}_low": value - half, f"{name}_high": value + half}
 
 
 def check(data: xr.Dataset) -> list[Row]:
-    """Moments at the last layer where they can be had, variances at the last layer, growth per layer."""
+    """Moments at the last layer where they can be measured, variances at the last layer, growth per layer."""
     rows = []
     for name in data["architecture"].values.tolist():
         hidden = ARCHITECTURES[name]
         one = data.sel(architecture=name, layer=slice(1, len(hidden)))
-        early = one.where(5 * one["sum"] <= MOST + 1e-9, drop=True).isel(layer=-1)
+        early = one.where(5 * one["sum"] <= LARGEST_SUM + 1e-9, drop=True).isel(layer=-1)
         quantity = f"{name}, {int(early['layer'])} layers: E‖Ju‖⁴ / (E‖Ju‖²)²"
         rows.append(_row(quantity, MOMENTS, early, "moment", MOMENT, data.attrs["networks"]))
         last, quantity = one.isel(layer=-1), f"{name}, {len(hidden)} layers: Var ln‖Ju‖²"
@@ -177,7 +177,7 @@ def plot(data: xr.Dataset) -> list[Picture]:
     figure, ((moments, variances, growth),) = figures.panels(1, 3, width=3.3, height=3.2)
     for which, name in enumerate(data["architecture"].values.tolist()):
         one = data.sel(architecture=name).dropna("layer", subset=["sum"])
-        early = one.where(5 * one["sum"] <= MOST + 1e-9, drop=True)
+        early = one.where(5 * one["sum"] <= LARGEST_SUM + 1e-9, drop=True)
         for axes, what, part in ((moments, "moment", early), (variances, "variance", one)):
             figures.theory_line(axes, part["sum"], part[f"{what}_predicted"], which)
             _points(axes, part["sum"], part, what, which, name)
@@ -212,7 +212,7 @@ def _points(axes: Axes, x: xr.DataArray, one: xr.Dataset, what: str, which: int,
 
 
 def _table(data: xr.Dataset) -> pd.DataFrame:
-    """A row a measured value."""
+    """One row for each measured value."""
     tables = []
     for what, over in (("moment", "architecture"), ("variance", "architecture"), ("length", "initializer")):
         columns = {what: "mean", f"{what}_low": "low", f"{what}_high": "high", f"{what}_predicted": "predicted"}

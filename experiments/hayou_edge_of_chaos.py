@@ -1,24 +1,25 @@
 """At the edge of chaos signals become alike by a power of depth, and off it exponentially.
 
-Claim: from layer to layer 1 − c, with c the correlation of two signals, falls exponentially off the edge of chaos, as
-exp(−l/ξ_c) towards its fixed point; on the edge it falls as 9π²/(2l²) with ReLU, and as 2/(f''(1) l) with activations
-without a kink, f the correlation map and f''(1) = σ_w² q E[φ''(√q z)²].
+Claim: let c be the correlation of two signals. Off the edge of chaos 1 − c tends to its fixed point exponentially over
+the layers, as exp(−l/ξ_c). On the edge it falls as 9π²/(2l²) with ReLU, and as 2/(f''(1) l) with activations without a
+kink, where f is the correlation map and f''(1) = σ_w² q E[φ''(√q z)²].
 
 Paper: Hayou, Doucet & Rousseau 2019, On the impact of the activation function on deep neural networks training,
 arXiv:1902.06853, sections on the edge of chaos, after its figures of correlation against depth. Closed form: near c = 1
-the map is c + (2√2/3π)(1 − c)^{3/2} with ReLU and c + f''(1)(1 − c)²/2 without a kink, and dγ/dl of γ = 1 − c follows.
+the map is c + (2√2/3π)(1 − c)^{3/2} with ReLU and c + f''(1)(1 − c)²/2 without a kink, which gives dγ/dl of γ = 1 − c.
 Command: `python -m experiments hayou_edge_of_chaos` (about 40 s on 2 cores).
 
 Substitutes: pairs of vectors that are uncorrelated in the first layer; tanh and ELU stand for activations without a
-kink. Swish, which the paper favours, is not among them: at σ_b² = .05 its fixed point on the edge repels lengths
+kink. Swish, which the paper favours, is not among them. At σ_b² = .05 its fixed point on the edge repels lengths
 (∂q'/∂q = 1.10; still 1.004 at σ_b² = .5), so that networks of finite width leave it, whatever correlations do.
 
-Expected: the map over and over to layer 10 000 has log–log slopes −2 and −1 and these coefficients, to 5 %: the next
-order lies as ln l/l below (tanh, ReLU), and for ELU, whose φ'' jumps, as l^(−1/2): 4 % even there. Networks of 500
-units are 50 layers deep, where the asymptotes are still far; they are held to the map itself. Among single networks
-ln(1 − c) spreads by .4 there, hence 100 of them. One row differs, for its layers had been chosen badly: in the chaotic
-phase noise ends what can be seen of networks at layer 20, where the approach is not yet exponential. Over layers 5 to
-20 the map itself has the depth scale 10.3, not ξ_c = 11.8, and networks agree with it (each setting's last row).
+Expected: the map, applied up to layer 10 000, has log–log slopes −2 and −1 and these coefficients, to 5 %. The next
+order is smaller by ln l/l (tanh, ReLU), and for ELU, whose φ'' jumps, by l^(−1/2): 4 % even there. Networks of 500
+units are 50 layers deep, where the asymptotes are still far, so they are compared with the map itself. Among single
+networks ln(1 − c) spreads by .4 there, hence 100 of them. One row differs because its layers were chosen badly: in the
+chaotic phase noise hides the signal of networks from layer 20 on, where the approach is not yet exponential. Over
+layers 5 to 20 the map itself has the depth scale 10.3, not ξ_c = 11.8, and networks agree with it (each setting's last
+row).
 """
 
 from __future__ import annotations
@@ -44,10 +45,10 @@ MAP = "after Hayou et al. 2019, 1902.06853; correlation map"
 WIDTH = 500
 DEPTH = {"smoke": 25, "default": 50, "full": 50}
 SEEDS = {"smoke": 12, "default": 100, "full": 100}
-DEEP = {"smoke": 3000, "default": 10_000, "full": 10_000}  # layers of the map alone
-SHOWN = 30  # layers off the edge
+MAP_LAYERS = {"smoke": 3000, "default": 10_000, "full": 10_000}  # how far the map is applied
+SHOWN_LAYERS = 30  # layers that the panel off the edge shows
 SIGMA_B2 = 0.05
-# name: activation, σ_w² (None: the edge), σ_b², and off the edge the layers where the approach is exponential
+# name → activation, σ_w² (None: the edge), σ_b², and off the edge the layers where the approach is exponential
 SETTINGS = {
     "ReLU": ("relu", None, 0.0, None),
     "tanh": ("tanh", None, SIGMA_B2, None),
@@ -56,12 +57,12 @@ SETTINGS = {
     "tanh, chaotic": ("tanh", 2.5, SIGMA_B2, slice(5, 20)),
     "ReLU, ordered": ("relu", 1.5, 0.5, slice(15, 25)),
 }
-GROUPS = 4  # of networks, each giving one depth scale
+GROUPS = 4  # of networks; each group gives one depth scale
 
-# Written down before the run.
+# Fixed before the run.
 POWER = Within(margin=0.05)
 COEFFICIENT = Within(share=0.05)
-APART = Within(share=0.15)
+GAP = Within(share=0.15)
 DEPARTURE = Within(high=0.1)
 DEPTH_SCALE = Within(share=0.1)
 
@@ -70,16 +71,16 @@ def run(options: Options) -> xr.Dataset:
     """Pairs of signals on the edge of chaos and off it, through networks and through the correlation map.
 
     Returns:
-      gap [setting, seed, layer] and gap_predicted [setting, layer]: 1 − c; deep [setting, far]: the same of the map
-      alone; power and coefficient [setting] of its asymptote (NaN off the edge); c_star and xi [setting].
+      gap [setting, seed, layer] and gap_predicted [setting, layer]: 1 − c; deep [setting, far]: gap_predicted
+      at far layers; power and coefficient [setting] of its asymptote (NaN off the edge); c_star and xi [setting].
     """
     names = ["ReLU", "tanh", "ReLU, ordered"] if options.smoke else list(SETTINGS)
-    parts = [_at(*SETTINGS[name][:3], options) for name in names]
+    parts = [_measure_and_predict(*SETTINGS[name][:3], options) for name in names]
     return xr.concat(parts, xr.DataArray(names, dims="setting", name="setting"))
 
 
-def _at(activation: str, sigma_w2: float | None, sigma_b2: float, options: Options) -> xr.Dataset:
-    on_edge, depth, deep = sigma_w2 is None, DEPTH[options.size], DEEP[options.size]
+def _measure_and_predict(activation: str, sigma_w2: float | None, sigma_b2: float, options: Options) -> xr.Dataset:
+    on_edge, depth, deep = sigma_w2 is None, DEPTH[options.size], MAP_LAYERS[options.size]
     sigma_w2 = theory.critical_point(activation, sigma_b2)[0] if sigma_w2 is None else sigma_w2
     fixed = theory.fixed_point(activation, sigma_w2, sigma_b2)
     config = Config(hidden=(WIDTH,) * (depth - 1), activation=activation, initializer="mean_field")
@@ -103,7 +104,7 @@ def _at(activation: str, sigma_w2: float | None, sigma_b2: float, options: Optio
 
 
 def gap(network: Network) -> jax.Array:
-    """1 − c of the two examples in each layer: half the square of the distance of their unit vectors."""
+    """1 − c of the two examples in each layer: half the squared distance of their unit vectors."""
 
     def one(z: jax.Array) -> jax.Array:
         unit = z / jnp.linalg.norm(z, axis=-1, keepdims=True)
@@ -121,18 +122,18 @@ def _inputs(q: float, sigma_w2: float, sigma_b2: float) -> np.ndarray:
 
 
 def _to_fixed_point(data: xr.Dataset, gap: str) -> xr.DataArray:
-    """c* − c, which off the edge falls exponentially."""
+    """c* − c, which falls exponentially off the edge."""
     return data[gap] - (1 - data["c_star"])
 
 
 def _depth_scale(distance: xr.DataArray) -> xr.DataArray:
-    """Layers over which it falls by e."""
+    """Number of layers over which the distance falls by a factor e."""
     line = xr.ufuncs.log(distance).polyfit("layer", 1)
     return -1 / line["polyfit_coefficients"].sel(degree=1, drop=True)
 
 
 def check(data: xr.Dataset) -> list[Row]:
-    """The asymptotes of the map on the edge, networks there, and depth scales off it."""
+    """On the edge, the asymptotes of the map and the networks; off it, the depth scales."""
     rows, n, depth, deep = [], data.sizes["seed"], int(data["layer"][-1]), int(data["far"][-1])
     for name in data["setting"].values:
         one, layers = data.sel(setting=name), SETTINGS[name][3]
@@ -150,7 +151,7 @@ def check(data: xr.Dataset) -> list[Row]:
             end = one.isel(layer=-1)
             quantity = f"{name}: 1 − c in layer {depth} of networks"
             predicted = float(end["gap_predicted"])
-            rows.append(row(NAME, quantity, MAP, estimate(end["gap"].values), APART, predicted=predicted))
+            rows.append(row(NAME, quantity, MAP, estimate(end["gap"].values), GAP, predicted=predicted))
             departure = one["gap"].mean("seed") / one["gap_predicted"] - 1
             rms = Estimate(float((departure**2).mean() ** 0.5), np.nan, np.nan, n)
             quantity = f"{name}: relative departure of 1 − c of networks from the map, RMS over layers"
@@ -167,7 +168,7 @@ def check(data: xr.Dataset) -> list[Row]:
 
 @figures.styled
 def plot(data: xr.Dataset) -> list[Picture]:
-    """On the edge by logarithmic axes, where a power is straight; off it by a linear one, where an exponential is."""
+    """On the edge on log–log axes, where a power law is straight; off it on a linear axis of layers."""
     figure, ((edge, off),) = figures.panels(1, 2, width=3.9, height=3.5)
     drawn: list[pd.DataFrame] = []
     for which, name in enumerate(data["setting"].values):
@@ -178,8 +179,8 @@ def plot(data: xr.Dataset) -> list[Picture]:
             asymptote = float(one["coefficient"]) / tail ** float(one["power"])
         else:
             axes, gap, line = off, _to_fixed_point(one, "gap"), _to_fixed_point(one, "gap_predicted")
-            line = line.sel(layer=slice(SHOWN))
-            at, tail = np.arange(1, SHOWN + 1, 3), np.array([layers.start, int(line["layer"][-1])])
+            line = line.sel(layer=slice(SHOWN_LAYERS))
+            at, tail = np.arange(1, SHOWN_LAYERS + 1, 3), np.array([layers.start, int(line["layer"][-1])])
             asymptote = float(line[-1]) * np.exp((tail[-1] - tail) / float(one["xi"]))
             label = f"{name}: $\\xi_c$ = {float(one['xi']):.1f} layers"
         axes.plot(tail, asymptote, color="0.55", linewidth=0.8, zorder=1)

@@ -1,10 +1,10 @@
 """The Keras notebook "Exploding and vanishing gradients", redone: initialization, activation, batch norm, clipping.
 
-Claim: Glorot's initialization does not save a deep sigmoid network, leaky ReLU with He's does; batch norm evens out the
-layers; clipping bounds the gradient.
+Claim: a deep sigmoid network does not train well from Glorot's initialization, a leaky ReLU network does from He's;
+batch norm evens out the layers; clipping bounds the gradient.
 
-Source: the notebook's code and its printed parameter counts. Its accuracies are not in its text: the same code was run
-once under Keras 3.15 for the figures to compare with.
+Source: the notebook's code and its printed parameter counts. Its text has no accuracies: to have some to compare with,
+the same code was run once under Keras 3.15.
 Command: `python -m experiments keras_notebook` (about 2 minutes on 2 cores).
 
 Five stages, 8 seeds each: (1) Iris petals, 128-64-64-64-64-64 sigmoid, Glorot uniform, Adam, 30 epochs; (2) the same
@@ -14,19 +14,18 @@ the inputs of each hidden layer, 10 epochs; (5) from those weights, SGD(0.01) wi
 
 Expected: Iris .667 (loss .996) after stage 1, .847 (.261) after stage 2; Fashion-MNIST validation .869, .877, .880
 after the first three epochs of stage 4; stage 5 keeps .889. The one Keras run left its first plateau late: .996 lies
-outside what eight seeds give here (.57 to .87). In stage 5 the clip should hardly ever act: a bound of 1 on
-single elements of a trained network's gradient is far above them.
+outside what eight seeds give here (.57 to .87). In stage 5 the clip should hardly ever act: single elements of a
+trained network's gradient are far below the bound of 1.
 
-What batch norm does is measured at step 1 from 32 seeds. It makes the scale of the data irrelevant ("if used as the
+The effect of batch norm is measured at step 1 from 32 seeds. It makes the scale of the data irrelevant ("if used as the
 first layer, can remove the need to normalize the data beforehand"): on raw pixels gradients are as on pixels/255,
 where without it they are some 250 times larger. It "reduces the variance between layers" where layers are uneven, as in
 the sigmoid network of stage 1. Two rows differ, and should:
-- Put into that sigmoid network, batch norm does more than bring the first layer level: its gradient becomes some 20
-  times the last hidden layer's. That comes of the data: the same network gives a ratio of 7 on Iris's four features and
-  1.1 on the 64 of digits. Two features span only a plane, some units see next to no variance in it, and dividing by
-  that magnifies their gradients at every layer going back.
-- In the notebook's own network, with He's weights and ELU, three layers are even already: batch norm has nothing left
-  to even out.
+- In that sigmoid network, batch norm does more than bring the first layer level: its gradient becomes some 20 times the
+  last hidden layer's. The data cause this: the same network gives a ratio of 7 on Iris's four features and 1.1 on the
+  64 of digits. Two features span only a plane, in which some units have almost no variance. Batch norm divides by it,
+  which magnifies the gradients of these units at every layer going back.
+- In the notebook's own network, with He's weights and ELU, the three layers are even without batch norm.
 
 The notebook holds out the file's first 5,000 training images; TFDS has another order, so these are other images.
 """
@@ -49,10 +48,10 @@ from experiments.reproduction import (
     Row,
     Within,
     dataset_or_stand_in,
-    head,
+    first_examples,
     row,
     runs_folder,
-    sized,
+    shortened_for_smoke,
 )
 from vgjax import figures
 from vgjax.analysis import (
@@ -114,20 +113,20 @@ GRID = {
 }
 SIGMOID, LEAKY, RAW, NORMED, CLIPPED = GRID
 
-# Written down before the run.
+# Fixed before the run.
 EXACTLY = Within(share=0)
 AGAINST_THEORY = Within(factor=2)
 NEAR_KERAS = Within(share=0.03)
 IRIS_ACCURACY, LEAKY_LOSS = Within(share=0.2), Within(factor=2)
-SIGMOID_LOSS = Within(high=1.05)  # below ln 3, an untrained network's
+SIGMOID_LOSS = Within(high=1.05)  # below ln 3, the loss of an untrained network
 VANISHES, EVEN = Within(high=0.03), Within(low=0.2, high=5)
-EVENER = Within(high=0.8)
+MORE_EVEN = Within(high=0.8)
 SCALE_FREE, SCALED = Within(factor=1.5), Within(low=10)
 NEVER = Within(high=1)
 
 
 class Data(NamedTuple):
-    """Histories by stage, first steps with and without batch norm, theory's predictions, layer by layer."""
+    """Histories by stage; first steps with and without batch norm; what theory predicts for each layer."""
 
     histories: dict[str, xr.Dataset]
     first: dict[str, xr.Dataset]
@@ -137,7 +136,7 @@ class Data(NamedTuple):
 
     @property
     def has_data(self) -> bool:
-        """Whether the images are the notebook's own."""
+        """Whether the images are the notebook's own data set."""
         return not self.notes
 
 
@@ -146,18 +145,20 @@ def run(options: Options) -> Data:
     iris = load("iris_petal")
     fashion, note = dataset_or_stand_in("fashion_mnist", options)
     if options.smoke:
-        fashion = head(fashion, 400, 40)
+        fashion = first_examples(fashion, 400, 40)
     folder = runs_folder(options, NAME)
     results: dict[str, Result] = {}
     for stage in GRID:
         results[stage] = _train(options, folder, stage, _data_of(stage, iris, fashion), results)
     histories = {stage: result.history for stage, result in results.items()}
-    # In a smoke test, as many images as the stages have for training and validation: their compiled programs serve.
-    first = _first_steps(options, iris, head(fashion, 360, 40) if options.smoke else fashion)
-    drawn = [stage for stage in GRID if stage != CLIPPED]  # which starts from weights that are trained
+    # A smoke run takes as many images as the stages do, so that it can use their compiled programs.
+    first = _first_steps(options, iris, first_examples(fashion, 360, 40) if options.smoke else fashion)
+    drawn = [stage for stage in GRID if stage != CLIPPED]  # which starts from trained weights
     theory = {stage: signals(histories[stage], _data_of(stage, iris, fashion))[""] for stage in drawn}
     batches = 1 if options.smoke else 4
-    closed = {stage: closed_form(sized(GRID[stage][0], options), iris, batches) for stage in (SIGMOID, LEAKY)}
+    closed = {
+        stage: closed_form(shortened_for_smoke(GRID[stage][0], options), iris, batches) for stage in (SIGMOID, LEAKY)
+    }
     return Data(histories, first, theory, closed, [note] if note else [])
 
 
@@ -169,7 +170,10 @@ def _train(options: Options, folder: Path, stage: str, data: Dataset, before: di
     config, hypers = GRID[stage]
     holdout = 0 if not config.holdout else min(config.holdout, len(data.train_labels) // 10)
     config = replace(
-        sized(config, options), dataset=data.name, holdout=holdout, epochs=2 if options.smoke else config.epochs
+        shortened_for_smoke(config, options),
+        dataset=data.name,
+        holdout=holdout,
+        epochs=2 if options.smoke else config.epochs,
     )
     return train(
         config,
@@ -184,7 +188,7 @@ def _train(options: Options, folder: Path, stage: str, data: Dataset, before: di
 
 
 def _first_steps(options: Options, iris: Dataset, images: Dataset) -> dict[str, xr.Dataset]:
-    """What batch norm does at the first step, with and without it: many seeds cost no training."""
+    """The first step with and without batch norm, from many seeds, which costs no training."""
     plain = replace(FASHION, norm="none")
     configs = {
         "sigmoid": (IRIS, iris),
@@ -197,16 +201,22 @@ def _first_steps(options: Options, iris: Dataset, images: Dataset) -> dict[str, 
     seeds = 2 if options.smoke else 32
     return {
         name: train(
-            replace(sized(config, options), dataset=data.name, steps=1, holdout=0), ADAM, seeds, dataset=data
+            replace(shortened_for_smoke(config, options), dataset=data.name, steps=1, holdout=0),
+            ADAM,
+            seeds,
+            dataset=data,
         ).history
         for name, (config, data) in configs.items()
     }
 
 
 def check(data: Data) -> list[Row]:
-    """The notebook's counts, Keras's figures, and the claims: who vanishes, what batch norm and clipping do."""
+    """The notebook's parameter counts, Keras's accuracies, and the claims about gradients, batch norm and clipping."""
     histories, has_data = data.histories, data.has_data
-    rows = [_count("iris network", IRIS, 2, 3, 25475), _count("Fashion-MNIST network", FASHION, 784, 10, 48396)]
+    rows = [
+        _parameter_count("iris network", IRIS, 2, 3, 25475),
+        _parameter_count("Fashion-MNIST network", FASHION, 784, 10, 48396),
+    ]
     for stage, accuracy, loss, within in ((SIGMOID, 0.667, 0.996, SIGMOID_LOSS), (LEAKY, 0.847, 0.261, LEAKY_LOSS)):
         last = histories[stage].isel(evaluation=-1)
         measured = share_estimate(last["train_accuracy"].values)
@@ -248,26 +258,28 @@ def _batch_norm_rows(first: dict[str, xr.Dataset], has_data: bool) -> list[Row]:
         row(NAME, "1 with batch norm: gradient RMS, first layer over last hidden, step 1", told, level, EVEN),
         row(NAME, f"{scale}, with batch norm", told, with_norm, SCALE_FREE, predicted=1.0, has_data=has_data),
         row(NAME, f"{scale}, without", told, without, SCALED, has_data=has_data),
-        row(NAME, "1 with batch norm: spread between layers, step 1, over without", told, deep, EVENER),
-        row(NAME, f"{NORMED}: spread between layers, step 1, over without", told, shallow, EVENER, has_data=has_data),
+        row(NAME, "1 with batch norm: spread between layers, step 1, over without", told, deep, MORE_EVEN),
+        row(
+            NAME, f"{NORMED}: spread between layers, step 1, over without", told, shallow, MORE_EVEN, has_data=has_data
+        ),
     ]
 
 
-def _count(network: str, config: Config, features: int, classes: int, published: int) -> Row:
+def _parameter_count(network: str, config: Config, features: int, classes: int, published: int) -> Row:
     total = float(sum(module.parameters for module in describe(config, features, classes)))
     exact = Estimate(total, total, total, 1)
     return row(NAME, f"{network}: parameters", NOTEBOOK, exact, EXACTLY, published=float(published))
 
 
 def _ratio_of_means(a: np.ndarray, b: np.ndarray) -> Estimate:
-    """Mean of a over mean of b, seed by seed in pairs; interval by the delta method on log(ratio)."""
+    """Mean of a over mean of b, with a and b paired by seed; interval by the delta method on log(ratio)."""
     ratio = float(a.mean() / b.mean())
-    relative = estimate(a / a.mean() - b / b.mean())  # a mean of 0, with the error of log(ratio)
+    relative = estimate(a / a.mean() - b / b.mean())  # has mean 0 and the standard error of log(ratio)
     return Estimate(ratio, ratio * math.exp(relative.low), ratio * math.exp(relative.high), len(a))
 
 
 def plot(data: Data) -> list[Picture]:
-    """Every stage's layers side by side, and what each learnt."""
+    """The gradients of every stage's layers, and the accuracy of every stage."""
     return [_layers(data.histories, data.theory), _learning(data.histories)]
 
 

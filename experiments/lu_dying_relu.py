@@ -1,8 +1,8 @@
 """A deep and narrow ReLU network is born dead: one layer whose units are all silent ends every signal.
 
 Claim: without biases each unit is silent on an example with probability ½, so a layer of n units passes nothing on with
-probability 2⁻ⁿ, and the network is dead with probability 1 − Π(1 − 2^(−n_l)): it tends to 1 with depth, and each
-further unit a layer makes the networks that half survive twice as deep.
+probability 2⁻ⁿ. A network is dead with probability 1 − Π(1 − 2^(−n_l)), which tends to 1 with depth. One more unit in
+each layer doubles the depth at which half of the networks are dead.
 
 Paper: Lu, Shin, Su & Karniadakis 2019, Dying ReLU and initialization: theory and numerical examples, arXiv:1903.06733,
 after its theorem on the probability of being born dead. Theory is exact at every width; there are no printed numbers to
@@ -10,8 +10,9 @@ compare with.
 Command: `python -m experiments lu_dying_relu` (about 20 s on 2 cores; `--full` from 10 000 networks a width instead of
 4000).
 
-One Gaussian example a network (dead on this example; on a whole set of inputs networks die less often). All depths are
-read off the same networks, at the layers where they die; what is measured at several depths is not independent.
+Each network gets one Gaussian example and is dead on that example; on a whole set of inputs networks die less often.
+All depths are read off the same networks, at the layers where they die, so the results at several depths are not
+independent.
 
 Expected: dead at depths 10, 20 and 50: .944, .997 and 1 at 2 units a layer; .476, .725 and .960 at 4; .146, .270 and
 .545 at 6; .038, .075 and .178 at 8.
@@ -41,22 +42,23 @@ PAPER = "after Lu et al. 2019, 1903.06733; closed form"
 WIDTHS = (2, 3, 4, 5, 6, 8)
 DEPTH = 100
 TAPERED = (8, 6, 5, 4, 3, 2, 3, 4, 5, 6, 8)
-DEPTHS = (10, 20, 50)  # that are judged
+JUDGED_DEPTHS = (10, 20, 50)  # hidden layers at which rows judge
 FEATURES = 4
-HYPERS = Hypers(sigma_w=2**0.5)  # which does not matter
+HYPERS = Hypers(sigma_w=2**0.5)  # the result does not depend on σ_w
 SEEDS = {"smoke": 2000, "default": 4000, "full": 10_000}
 
-# Written down before the run.
+# Fixed before the run.
 DEAD = Within(margin=0.03)
 SILENCED = Within(share=0.1)
 
 
 def run(options: Options) -> xr.Dataset:
-    """How far the signal comes in every network, and how far it ought to.
+    """The layer at which the signal of each network ends, and what theory predicts.
 
     Returns:
-      dead [width, depth] and tapered [layer]: shares of networks, each with low and high, and predicted; silenced
-      [width]: the share of layers that receive a signal and pass none on, the same way; `attrs["networks"]` a width.
+      dead [width, depth] and tapered [layer]: shares of networks that are dead; silenced [width]: the share of layers
+      that pass none of the signal on that they receive; each as _mean, _low, _high and _predicted;
+      `attrs["networks"]`: networks a width.
     """
     widths = (2, 4, 6) if options.smoke else WIDTHS
     n = SEEDS[options.size]
@@ -81,12 +83,12 @@ def run(options: Options) -> xr.Dataset:
 
 
 def alive(network: Network) -> jax.Array:
-    """Whether anything leaves each layer."""
+    """Whether any unit of each layer is not zero, [L]."""
     return per_layer(lambda h: jnp.any(h != 0), network.seen(network.inputs).activations)
 
 
 def _reached(hidden: tuple[int, ...], n: int) -> np.ndarray:
-    """Hidden layers that the signal passes, of each network, [n]; in float64, where small signals are not zero."""
+    """Number of hidden layers that the signal passes in each network, [n]; float64 keeps small signals above 0."""
     config = Config(hidden=hidden, activation="relu", initializer="mean_field")
     inputs = np.random.default_rng(0).standard_normal((1, FEATURES))
     return probe(alive, config, HYPERS, n, inputs, float64=True)[0, :, : len(hidden)].sum(-1)
@@ -101,22 +103,22 @@ def _shares(counts: np.ndarray, of: np.ndarray | int) -> np.ndarray:
     return np.array(rows).reshape(*counts.shape, 3)
 
 
-def _found(data: xr.Dataset, name: str) -> xr.Dataset:
-    """One quantity's mean, low and high."""
+def _estimate_of(data: xr.Dataset, name: str) -> xr.Dataset:
+    """Mean, low and high of one quantity."""
     return xr.Dataset({end: data[f"{name}_{end}"] for end in ("mean", "low", "high")})
 
 
 def check(data: xr.Dataset) -> list[Row]:
-    """Dead networks at three depths of each width, the chance of each layer, and a network of unequal layers."""
+    """Shares of dead networks at three depths, of silenced layers, and of dead networks with unequal layers."""
 
     def judge(name: str, quantity: str, within: Within, **where: int) -> Row:
-        one, predicted = _found(data, name).sel(where), float(data[f"{name}_predicted"].sel(where))
+        one, predicted = _estimate_of(data, name).sel(where), float(data[f"{name}_predicted"].sel(where))
         share = Estimate(float(one["mean"]), float(one["low"]), float(one["high"]), data.attrs["networks"])
         return row(NAME, quantity, PAPER, share, within, predicted=predicted)
 
     rows = []
     for width in data["width"].values:
-        for depth in DEPTHS:
+        for depth in JUDGED_DEPTHS:
             rows.append(judge("dead", f"{depth} layers of {width} units: P(dead)", DEAD, width=int(width), depth=depth))
         quantity = f"layers of {width} units: P(a layer silences what reaches it)"
         rows.append(judge("silenced", quantity, SILENCED, width=int(width)))
@@ -126,9 +128,9 @@ def check(data: xr.Dataset) -> list[Row]:
 
 @figures.styled
 def plot(data: xr.Dataset) -> list[Picture]:
-    """Dead networks against depth, and the chance of a single layer against its width."""
+    """The share of dead networks against depth, and of silenced layers against width."""
     figure, ((left, right),) = figures.panels(1, 2, width=3.9, height=3.2)
-    dead, silenced = _found(data, "dead"), _found(data, "silenced")
+    dead, silenced = _estimate_of(data, "dead"), _estimate_of(data, "silenced")
     at = [1, 2, 3, 5, 7, 10, 14, 20, 30, 50, 70, 100]
     for which, width in enumerate(data["width"].values):
         figures.theory_line(left, data["depth"], data["dead_predicted"].sel(width=width), which)

@@ -1,23 +1,24 @@
 """The MXNet tutorial "Understanding the vanishing gradient problem through visualization", redone.
 
 Claim: with U(±0.1) weights and sigmoid units the first layer's gradient is some 10⁻⁷ and the network stays at chance;
-with ReLU the same weights give 10⁻⁴ and learn; Xavier weights help the sigmoid's gradient, and not its training.
+with ReLU the same weights give 10⁻⁴ and learn; Xavier weights raise the sigmoid's gradient, but the network does not
+learn either.
 
 Source: the tutorial's code and its printed log (network 784-512-256-128-64-32-16-10, MNIST, 10 epochs).
 Command: `python -m experiments mxnet_mnist` (about 4 minutes on 2 cores; `--full`: about 11).
 
-Two modes. *faithful* runs as that code ran: four replicas from one start that never speak to each other, each on its 32
-of every 128 examples, with gradients that are sums, pixels divided by 256, one shuffle, momentum 0.9, weight decay
-10⁻⁵ on weights; the published numbers are compared with it. *clean* is one network with the mean gradient of each
-batch, shuffled every epoch.
+Two modes. *faithful* runs as the tutorial's code ran: four replicas start equal and never exchange gradients, each
+trains on its own 32 of every 128 examples, with gradients that are sums, pixels divided by 256, one shuffle, momentum
+0.9, weight decay 10⁻⁵ on weights; the published numbers are compared with it. *clean* is one network with the mean
+gradient of each batch, shuffled every epoch.
 
 Expected: first-layer RMS at step 1 of 4.8·10⁻⁷ (uniform, sigmoid), 2.9·10⁻⁴ (uniform, ReLU), 9.0·10⁻⁶ (Xavier,
 sigmoid), 5.0·10⁻³ (Xavier, ReLU) from the closed form; sigmoid runs at chance after ten epochs, ReLU runs above .93.
 The fourth setting, Xavier with ReLU, is not in the tutorial.
 
-One row may differ: in the clean mode, uniform weights with ReLU lose a network now and then. All units of a narrow
-layer die in the first epochs, and the gradient is exactly zero from then on; in the full run that is committed, one
-seed of eight, which brings the mean accuracy down from .98 to .87.
+One row may differ: in the clean mode, a network with uniform weights and ReLU is lost now and then. All units of a
+narrow layer die in the first epochs, and the gradient is exactly zero from then on. In the committed full run this
+happens to one seed of eight, which lowers the mean accuracy from .98 to .87.
 """
 
 from __future__ import annotations
@@ -36,10 +37,10 @@ from experiments.reproduction import (
     Row,
     Within,
     dataset_or_stand_in,
-    head,
+    first_examples,
     row,
     runs_folder,
-    sized,
+    shortened_for_smoke,
 )
 from vgjax import figures
 from vgjax.analysis import (
@@ -80,7 +81,7 @@ FAITHFUL = replace(CLEAN, reduction="sum", replicas=4, shuffle="once")
 HYPERS = Hypers(learning_rate=0.1, weight_decay=1e-5)
 
 # The tutorial's printed log: first-layer RMS of the four replicas at steps 1 and 4213; validation accuracy of epochs 0
-# and 9. Copies of the tutorial that cut its long outputs short lack some of them.
+# and 9. Some copies of the tutorial cut its long outputs short and lack some of these.
 PUBLISHED: dict[str, list[dict[str, Any]]] = {
     "uniform, sigmoid": [
         {
@@ -110,57 +111,60 @@ PUBLISHED: dict[str, list[dict[str, Any]]] = {
     ],
 }
 LAST_STEP = 4213
-LAST_EPOCH = -2  # the record at that step; one more follows at the end of the run
+LAST_STEP_RECORD = -2  # index of the record at LAST_STEP; the run ends with one more record
 
-# Written down before the run.
+# Fixed before the run.
 FIRST_STEP = Within(factor=2)
 AGAINST_THEORY = Within(share=0.35)
-LATE = {"sigmoid": Within(factor=2), "relu": Within(factor=5)}  # relu: single batches of a network that has converged
+LATE = {
+    "sigmoid": Within(factor=2),
+    "relu": Within(factor=5),
+}  # relu: the network has converged, and single batches vary
 AT_CHANCE = Within(low=0.09, high=0.12)
 EARLY_RELU = Within(share=0.25)
 LEARNT = Within(low=0.93)
 
 
 class Data(NamedTuple):
-    """Histories by mode and setting, the first step from many seeds, and what theory says of it, by setting."""
+    """Histories by mode and setting; by setting, the first step from many seeds and what theory predicts for it."""
 
     histories: dict[tuple[str, str], xr.Dataset]
     at_start: dict[str, xr.Dataset]
     predicted: dict[str, np.ndarray]
-    beside_theory: dict[str, xr.Dataset]
+    comparison: dict[str, xr.Dataset]
     notes: list[str]
 
     @property
     def has_data(self) -> bool:
-        """Whether the data are the tutorial's own."""
+        """Whether the data set is the tutorial's own."""
         return not self.notes
 
 
 def run(options: Options) -> Data:
-    """Both modes and all settings: train and measure."""
+    """Train and measure all settings in both modes."""
     data, note = dataset_or_stand_in("mnist", options)
     if options.smoke:
-        data = head(data, 512, FAITHFUL.batch_size)
+        data = first_examples(data, 512, FAITHFUL.batch_size)
     folder, histories = runs_folder(options, NAME), {}
     for mode, base in (("faithful", FAITHFUL), ("clean", CLEAN)):
         for setting, fields in GRID.items():
-            config = sized(replace(base, dataset=data.name, **fields), options)
+            config = shortened_for_smoke(replace(base, dataset=data.name, **fields), options)
             where = folder / f"{mode}-{setting.replace(', ', '-')}"
             histories[mode, setting] = _train(options, where, config, data)
     at_start = {setting: _first_steps(options, fields, data) for setting, fields in GRID.items()}
     predicted = {
-        setting: closed_form(sized(replace(FAITHFUL, **fields), options), data, 1 if options.smoke else 4)
+        setting: closed_form(shortened_for_smoke(replace(FAITHFUL, **fields), options), data, 1 if options.smoke else 4)
         for setting, fields in GRID.items()
     }
-    beside_theory = {setting: signals(histories["faithful", setting], data)[""] for setting in GRID}
-    return Data(histories, at_start, predicted, beside_theory, [note] if note else [])
+    comparison = {setting: signals(histories["faithful", setting], data)[""] for setting in GRID}
+    return Data(histories, at_start, predicted, comparison, [note] if note else [])
 
 
 def _train(options: Options, folder: Path, config: Config, data: Dataset) -> xr.Dataset:
     seeds = 8 if options.full else 3
     if options.smoke:
         config, seeds = replace(config, epochs=2), 1
-    devices = 1 if config.replicas == 1 else None  # three lanes: their batches are not worth sharding on a CPU
+    devices = 1 if config.replicas == 1 else None  # sharding the batches of three lanes gains nothing on a CPU
     result = train(
         config, HYPERS, seeds, dataset=data, folder=folder, resume=True, tensorboard="first", devices=devices
     )
@@ -168,15 +172,17 @@ def _train(options: Options, folder: Path, config: Config, data: Dataset) -> xr.
 
 
 def _first_steps(options: Options, fields: dict[str, Any], data: Dataset) -> xr.Dataset:
-    """The first step alone, from many seeds: they cost no training."""
-    config = sized(replace(FAITHFUL, dataset=data.name, steps=1, **fields), options)
-    data = head(data, len(data.train_labels), config.batch_size)  # the validation after the step is not looked at
-    seeds = 1 if options.smoke else 32  # in a smoke test, the compiled program of the training runs
+    """The first step alone, from many seeds, which costs no training."""
+    config = shortened_for_smoke(replace(FAITHFUL, dataset=data.name, steps=1, **fields), options)
+    data = first_examples(
+        data, len(data.train_labels), config.batch_size
+    )  # few test examples: the validation is not used
+    seeds = 1 if options.smoke else 32  # a smoke run shares the compiled program of the training
     return train(config, HYPERS, seeds, dataset=data).history
 
 
 def check(data: Data) -> list[Row]:
-    """Measured against the tutorial's log and against the closed form."""
+    """The first step and the training, against the closed form and the tutorial's log."""
     histories, at_start, predicted, has_data = data.histories, data.at_start, data.predicted, data.has_data
     rows = []
     for setting in GRID:
@@ -198,7 +204,7 @@ def _against_log(
     label: str, setting: str, log: dict, first: Estimate, history: xr.Dataset, has_data: bool
 ) -> list[Row]:
     activation = setting.split(", ")[1]
-    late = history["gradient_log10_rms"].isel(layer=0, record=LAST_EPOCH)
+    late = history["gradient_log10_rms"].isel(layer=0, record=LAST_STEP_RECORD)
     last = geometric_estimate(10 ** by_seed(late).values)
     accuracy = by_seed(history["validation_accuracy"])
     before, after = (share_estimate(accuracy.isel(evaluation=e).values) for e in (0, -1))
@@ -231,11 +237,11 @@ def _clean_row(setting: str, history: xr.Dataset, has_data: bool) -> Row:
 
 
 def plot(data: Data) -> list[Picture]:
-    """The tutorial's figures, and what they leave out: every layer, and both modes."""
+    """The tutorial's figures, and two that it lacks: every layer, and the accuracy in both modes."""
     faithful = {setting: data.histories["faithful", setting] for setting in GRID}
     return [
         _first_layer_over_time(faithful, data.predicted, data.has_data),
-        _every_layer(faithful, data.beside_theory),
+        _every_layer(faithful, data.comparison),
         _histograms(faithful),
         _accuracy(data.histories, data.has_data),
     ]
@@ -269,7 +275,7 @@ def _first_layer_over_time(
 
 
 @figures.styled
-def _every_layer(histories: dict[str, xr.Dataset], beside_theory: dict[str, xr.Dataset]) -> Picture:
+def _every_layer(histories: dict[str, xr.Dataset], comparison: dict[str, xr.Dataset]) -> Picture:
     figure, ((left, right),) = figures.panels(1, 2, width=4, height=3.4, sharey=True)
     tables = []
     for which, (setting, history) in enumerate(histories.items()):
@@ -279,7 +285,7 @@ def _every_layer(histories: dict[str, xr.Dataset], beside_theory: dict[str, xr.D
             centre = 10 ** history["gradient_log10_rms"].isel(record=record).mean("lane")
             figures.series(axes, layers, centre, rms.min("lane"), rms.max("lane"), setting, which)
             tables.append(rms.to_dataframe().reset_index().assign(setting=setting))
-        theory = beside_theory[setting].sel(signal="gradient_rms")
+        theory = comparison[setting].sel(signal="gradient_rms")
         figures.theory_band(left, layers, theory["predicted_low"], theory["predicted_high"])
         figures.theory_line(left, layers, theory["predicted"], which)
     left.set(

@@ -1,4 +1,4 @@
-"""What `python -m experiments` can be asked for; light, so that its `--help` waits for nothing."""
+"""The options of `python -m experiments`. This module imports little, so that `--help` starts at once."""
 
 from __future__ import annotations
 
@@ -8,7 +8,13 @@ from typing import Annotated, Literal
 
 from tyro.conf import Positional
 
-RECORDED = ("norms", "spread", "weights", "gradient_histogram", "weight_histogram")  # what the documents' figures show
+RECORDED = (
+    "norms",
+    "spread",
+    "weights",
+    "gradient_histogram",
+    "weight_histogram",
+)  # what the figures of the two documents need
 
 
 @dataclass(frozen=True)
@@ -16,15 +22,15 @@ class Options:
     """Reproduce the documents and papers, each quantity with its published value, prediction, interval and verdict."""
 
     names: Annotated[tuple[str, ...], Positional] = ()
-    """Which experiments; none: all of them."""
+    """Which experiments to run; none named: all."""
     out: Path = Path("reproduction")
     """Where results go [folder]."""
     smoke: bool = False
-    """Every step of every experiment in seconds: tests the code, reproduces nothing."""
+    """Run every experiment at a tiny size, in seconds: this tests the code and reproduces nothing."""
     full: bool = False
-    """The sources' own sizes where the default takes smaller ones; training from 8 seeds instead of 3."""
+    """Use the sources' own sizes where the default is smaller; train from 8 seeds instead of 3."""
     resume: bool = False
-    """Go on with an interrupted reproduction; otherwise earlier runs of the same experiments in --out are replaced."""
+    """Continue an interrupted reproduction; without it, earlier runs of the same experiments in --out are replaced."""
     data_dir: Path | None = None
     """Where prepared data are kept [folder]."""
     manual_dir: Path | None = None
@@ -32,5 +38,5 @@ class Options:
 
     @property
     def size(self) -> Literal["smoke", "default", "full"]:
-        """How much is done: the key of an experiment's sizes."""
+        """The key into an experiment's table of sizes."""
         return "smoke" if self.smoke else "full" if self.full else "default"

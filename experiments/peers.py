@@ -1,12 +1,13 @@
 """The peers of `python -m experiments.benchmark`: the same training in PyTorch and in Keras, as people write it.
 
-PyTorch: eager, data in memory shuffled by an index and no DataLoader, `SummaryWriter`. Keras: `model.fit` on
-TensorFlow, `keras.callbacks.TensorBoard`, which writes histograms of weights once an epoch and sees no gradient. Both
-on the CPU, with threads, oneDNN and all else at their defaults. Neither is imported before it is asked for.
+PyTorch: eager mode, data in memory shuffled by an index without a DataLoader, `SummaryWriter`. Keras: `model.fit` on
+TensorFlow, `keras.callbacks.TensorBoard`, which writes histograms of the weights once an epoch and does not see
+gradients. Both run on the CPU with the default threads, oneDNN and other settings. Each is imported only when needed.
 
-What is trained is a vgjax `Config`; what these programs do not do is refused. Seconds are those of a whole run: a new
-network, its optimizer, training and, where it is watched, the event files closed; not imports, and not the warm-up.
-Only Keras's `fit` on a model that is traced already is a part of one.
+A peer trains what a vgjax `Config` describes, and refuses a config that it cannot follow. Seconds are those of a whole
+run: a new network, its optimizer, training and, where statistics are written, the closing of the event files; imports
+and the warm-up do not count. The exception is `keras_seconds` with `cold=False`, which times `fit` alone on a model
+that is traced already.
 """
 
 from __future__ import annotations
@@ -33,12 +34,23 @@ ALLOWED = {
     "optimizer": ("momentum(0.9)", "keras_adam"),  # PyTorch's Adam has its own ε, 1e-8
     "last_batch": ("drop", "keep"),
 }
-FREE = ("dataset", "scaling", "hidden", "batch_size", "epochs", "steps", "decay", "cadence", "record", "record_layers")
-WARM_UP = 10  # steps, or in Keras an epoch
+ANY_VALUE = (
+    "dataset",
+    "scaling",
+    "hidden",
+    "batch_size",
+    "epochs",
+    "steps",
+    "decay",
+    "cadence",
+    "record",
+    "record_layers",
+)
+WARM_UP = 10  # steps; in Keras the warm-up is one epoch
 
 
 def installed() -> dict[str, str]:
-    """Versions of torch and keras, as far as they can be imported."""
+    """Versions of torch and keras, of each that can be imported."""
     versions = {}
     for name, load in (("torch", _torch), ("keras", _keras)):
         try:
@@ -62,10 +74,10 @@ def torch_seconds(
       learning_rate: step size [1 per unit of gradient].
       inputs: training examples, scaled, float32 [examples, features].
       labels: their classes, from 0 [examples].
-      watch: bare; or at every step, every weight gradient's L2 norm as a scalar, or its histogram.
+      watch: nothing (bare); or the L2 norm or the histogram of each weight gradient at every step.
 
     Raises:
-      ValueError: the config asks for what is not written here.
+      ValueError: the config asks for something that this program does not do.
     """
     torch = _torch()
     data = torch.from_numpy(inputs), torch.from_numpy(labels).long()
@@ -80,7 +92,7 @@ def torch_seconds(
 
 def torch_network(config: Config, widths: tuple[int, ...]) -> Any:
     """Dense layers with the config's activation between them; zero biases."""
-    _check(config)
+    _check_config(config)
     nn = _torch().nn
     activation = nn.ReLU if config.activation == "relu" else nn.Sigmoid
     layers = [layer for sizes in itertools.pairwise(widths) for layer in (nn.Linear(*sizes), activation())]
@@ -97,7 +109,7 @@ def torch_network(config: Config, widths: tuple[int, ...]) -> Any:
 def torch_train(
     network: Any, config: Config, learning_rate: float, inputs: Any, labels: Any, watch: str, folder: str
 ) -> None:
-    """Train the network on tensors; what is watched goes to the folder as TensorBoard events."""
+    """Train the network on tensors; write what is watched to the folder as TensorBoard events."""
     torch = _torch()
     if config.optimizer == "keras_adam":
         optimizer = torch.optim.Adam(network.parameters(), learning_rate)
@@ -126,7 +138,7 @@ def torch_train(
 
 
 def _torch_batches(config: Config, n: int) -> Iterator[Any]:
-    torch, used = _torch(), _used(config, n)
+    torch, used = _torch(), _examples_an_epoch(config, n)
     epochs = itertools.count() if config.steps else range(config.epochs)
     batches = (batch for _ in epochs for batch in torch.randperm(n)[:used].split(config.batch_size))
     return itertools.islice(batches, config.steps or None)
@@ -147,12 +159,12 @@ def keras_seconds(
       learning_rate: step size [1 per unit of gradient].
       inputs: training examples, scaled, float32 [examples, features].
       labels: their classes, from 0 [examples].
-      watch: bare; or histograms of the weights after every epoch.
-      cold: a new model, whose building and tracing are part of the run (and of whoever trains several); otherwise
-        `fit` alone, on a model that has been fitted for an epoch before.
+      watch: nothing (bare); or histograms of the weights after every epoch (tensorboard).
+      cold: time a new model, with its building and tracing, as in a series of runs; otherwise time `fit` alone, on a
+        model that was fitted for one epoch before.
 
     Raises:
-      ValueError: the config asks for what is not written here.
+      ValueError: the config asks for something that this program does not do.
     """
     widths = (inputs.shape[1], *config.hidden, int(labels.max()) + 1)
     with tempfile.TemporaryDirectory() as folder:
@@ -167,7 +179,7 @@ def keras_seconds(
 
 def keras_network(config: Config, widths: tuple[int, ...], learning_rate: float) -> Any:
     """Dense layers with the config's activation between them, compiled."""
-    _check(config)
+    _check_config(config)
     if config.steps:
         raise ValueError(f"steps {config.steps} is not allowed with Keras; allowed: 0 (whole epochs)")
     keras = _keras()
@@ -192,9 +204,9 @@ def keras_network(config: Config, widths: tuple[int, ...], learning_rate: float)
 
 
 def keras_train(model: Any, config: Config, inputs: np.ndarray, labels: np.ndarray, watch: str, folder: str) -> None:
-    """Fit the model to arrays; what is watched goes to the folder as TensorBoard events."""
+    """Fit the model to arrays; write what is watched to the folder as TensorBoard events."""
     callbacks = [_keras().callbacks.TensorBoard(folder, histogram_freq=1)] if watch == "tensorboard" else []
-    used = _used(config, len(labels))
+    used = _examples_an_epoch(config, len(labels))
     model.fit(
         inputs[:used],
         labels[:used],
@@ -206,7 +218,8 @@ def keras_train(model: Any, config: Config, inputs: np.ndarray, labels: np.ndarr
 
 
 def _torch() -> Any:
-    # Its builds for GPUs load Triton, which crashes the process beside TensorFlow (two LLVMs); a CPU has no use for it.
+    # Builds of torch for GPUs load Triton, which crashes a process that has loaded TensorFlow (two LLVMs). Torch on a
+    # CPU does not need it. This can go when both can be imported in one process.
     sys.modules.setdefault("triton", None)  # type: ignore[arg-type]
     import torch
 
@@ -225,18 +238,18 @@ def _initializers(config: Config) -> list[Any]:
     return [config.initializer] * len(config.hidden) + [config.output_initializer or config.initializer]
 
 
-def _used(config: Config, n: int) -> int:
-    """Examples of an epoch: all, or whole batches of them."""
+def _examples_an_epoch(config: Config, n: int) -> int:
+    """Examples used in an epoch: all, or as many as fill whole batches."""
     used = n if config.last_batch == "keep" else n - n % config.batch_size
     if not used:
         raise ValueError(f"batch_size {config.batch_size} is more than the {n} examples; allowed: 1 to {n}")
     return used
 
 
-def _check(config: Config) -> None:
+def _check_config(config: Config) -> None:
     for name, value in vars(config).items():
         allowed = ALLOWED.get(name, (getattr(Config, name),))
-        if name not in FREE and value not in allowed:
+        if name not in ANY_VALUE and value not in allowed:
             raise ValueError(
                 f"{name} {value!r} is not written for PyTorch and Keras; {nearest(value, map(str, allowed))}"
             )

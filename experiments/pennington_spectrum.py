@@ -1,8 +1,8 @@
 """How unevenly a deep random network stretches: the singular values of its Jacobian.
 
-Claim: the variance of the eigenvalues of JJᵀ over their mean squared is L(μ₂/μ₁² − 1 − s₁), which grows with depth:
-with μ_k = E[φ′²ᵏ] μ₂/μ₁² is 1 for linear and 2 for ReLU units, s₁ is −1 for Gaussian and 0 for orthogonal weights. So
-orthogonal weights help linear layers perfectly, and ReLU layers by a factor of 2 only.
+Claim: the variance of the eigenvalues of JJᵀ over their mean squared is L(μ₂/μ₁² − 1 − s₁), which grows with depth.
+With μ_k = E[φ′²ᵏ], μ₂/μ₁² is 1 for linear and 2 for ReLU units; s₁ is −1 for Gaussian and 0 for orthogonal weights. So
+orthogonal weights keep this variance at 0 in linear networks, and only halve it in ReLU networks.
 
 Paper: Pennington, Schoenholz & Ganguli 2017, Resurrecting the sigmoid in deep learning through dynamical isometry:
 theory and practice, arXiv:1711.04735, section on the spectrum of deep networks; after its figures of singular values.
@@ -12,13 +12,14 @@ Command: `python -m experiments pennington_spectrum` (about a minute on 2 cores)
 J is from the inputs to the last hidden layer; inputs as many as units, weights scaled so that the mean eigenvalue is 1
 (σ_w² = 1, ReLU: 2), no biases.
 
-Finite width: over a network's own mean squared, E[tr(JJᵀ)²/n] / E[(tr JJᵀ/n)²] − 1 at 200 units is 10.26, 0, 20.76 and
-10.10 exactly, by recursion over the second moments of W B Wᵀ; 200 units are held to 5 % of that. The eigenvalues that
-are 0 are more than the half that free probability has for ReLU: no more than the units of the emptiest layer remain.
+Finite width: E[tr(JJᵀ)²/n] / E[(tr JJᵀ/n)²] − 1, which divides by a network's own squared mean, is exactly 10.26, 0,
+20.76 and 10.10 at 200 units, by recursion over the second moments of W B Wᵀ. Networks are compared with that to 5 %.
+More eigenvalues are 0 than the half that free probability predicts for ReLU, since only as many are left as the layer
+with the fewest active units has active units.
 
-The density is that of infinite width. In it one singular value of ten is above 1.58, .97 and 1.61 of the RMS; at 200
-units the values that one of ten exceeds lie a few percent lower (2 % linear, 6 % ReLU with Gaussian weights; twice that
-at 100 units), as the density of ln s is flat there. So what is judged is the share above.
+The density is that of infinite width. There one singular value of ten is above 1.58, .97 and 1.61 of the RMS. At 200
+units the values that one of ten exceeds are a few percent lower (2 % linear, 6 % ReLU with Gaussian weights; twice that
+at 100 units), as the density of ln s is flat there. Therefore the share above the predicted value is judged.
 
 Expected: 10, 0, 20, 10 within 15 %; mean eigenvalues that grow by 1 a layer within 2 %; a share of .1 above the
 density's 90 % quantile, within 5 % of it.
@@ -58,27 +59,27 @@ ISOMETRY = "linear, orthogonal"
 SEEDS = {"smoke": 24, "default": 64, "full": 64}
 EDGES = np.geomspace(0.01, 10, 31)  # of singular values over their RMS
 TAIL = 0.1
-ZERO = 1e-6  # singular values below this are rounding
+ZERO = 1e-6  # singular values below this are rounding errors
 
-# Written down before the run.
+# Fixed before the run.
 SPREAD = Within(share=0.15)
 SPREAD_AT_WIDTH = Within(share=0.05)
-NONE = Within(margin=1e-3)
+NO_SPREAD = Within(margin=1e-3)
 GROWTH = Within(share=0.02)
-ABOVE = Within(share=0.05)
+ABOVE_QUANTILE = Within(share=0.05)
 ZEROS = Within(margin=0.01)
 
 
 def run(options: Options) -> xr.Dataset:
-    """Squared singular values after every layer, and theory.
+    """Squared singular values after every layer, measured and predicted.
 
     Returns:
-      own and square [case, seed, layer]: (tr JJᵀ/n)² and tr(JJᵀ)²/n; predicted and at_width [case, layer]: their ratio
-      − 1; share [case, seed, s]: of a network's singular values over their RMS, per ln s, and expected [case, s]; zeros
-      and above [case, seed]: shares of those that are 0 and of those above the `quantile` [case] of theory;
-      zeros_expected [case].
+      squared_mean and mean_square [case, seed, layer]: (tr JJᵀ/n)² and tr(JJᵀ)²/n; predicted and at_width [case,
+      layer]: their ratio − 1, at infinite width and at WIDTH; share [case, seed, s]: density of ln s, s a network's
+      singular values over their RMS, and expected [case, s]; zeros and above [case, seed]: shares of singular values
+      that are 0, and that are above theory's `quantile` [case]; zeros_expected [case].
     """
-    parts = [_case(name, SEEDS[options.size]) for name in CASES]
+    parts = [_measure_and_predict(name, SEEDS[options.size]) for name in CASES]
     return xr.concat(parts, xr.DataArray(list(CASES), dims="case", name="case"))
 
 
@@ -88,8 +89,8 @@ def jacobians(network: Network) -> jax.Array:
     return jax.numpy.stack([seen[f"layer_{i}"][0] for i in range(1, len(network.program.config.hidden) + 1)])
 
 
-def _case(name: str, seeds: int) -> xr.Dataset:
-    """Networks of one kind, and their theory."""
+def _measure_and_predict(name: str, seeds: int) -> xr.Dataset:
+    """One case, in networks and in theory."""
     activation, initializer, active = CASES[name]
     orthogonal = initializer == "orthogonal"
     config = Config(hidden=(WIDTH,) * DEPTH, activation=activation, initializer=initializer)
@@ -101,11 +102,11 @@ def _case(name: str, seeds: int) -> xr.Dataset:
     at = np.sqrt(EDGES[:-1] * EDGES[1:])
     width = np.log(EDGES[1] / EDGES[0])
     share = np.stack([np.histogram(s, EDGES)[0] for s in singular]) / (WIDTH * width)
-    alive = binom.sf(np.arange(WIDTH), WIDTH, active) ** DEPTH  # P(all layers have more than k active units)
+    alive = binom.sf(np.arange(WIDTH), WIDTH, active) ** DEPTH  # [k]: P(all layers have more than k active units)
     expected, quantile = _density(at, active, orthogonal)
     columns = {
-        "own": (("seed", "layer"), (np.trace(both, axis1=2, axis2=3) / WIDTH) ** 2),
-        "square": (("seed", "layer"), np.sum(both**2, axis=(2, 3)) / WIDTH),
+        "squared_mean": (("seed", "layer"), (np.trace(both, axis1=2, axis2=3) / WIDTH) ** 2),
+        "mean_square": (("seed", "layer"), np.sum(both**2, axis=(2, 3)) / WIDTH),
         "predicted": ("layer", eigenvalue_spread(DEPTH, active, orthogonal)),
         "at_width": ("layer", eigenvalue_spread(DEPTH, active, orthogonal, WIDTH)),
         "share": (("seed", "s"), share),
@@ -119,7 +120,7 @@ def _case(name: str, seeds: int) -> xr.Dataset:
 
 
 def _density(at: np.ndarray, active: float, orthogonal: bool) -> tuple[np.ndarray, float]:
-    """Density of ln s over the RMS, s the singular values, and the value that a share TAIL of them exceeds."""
+    """Density of ln s at the values `at`, s the singular values over their RMS; and the s that a share TAIL exceeds."""
     if active == 1 and orthogonal:
         return np.zeros(len(at)), 1.0  # all are 1
     logs = np.linspace(np.log(1e-3), np.log(30), 1000)
@@ -131,7 +132,7 @@ def _density(at: np.ndarray, active: float, orthogonal: bool) -> tuple[np.ndarra
 
 
 def check(data: xr.Dataset) -> list[Row]:
-    """The variance at depth against theory at infinite width and at this one, the mean, zeros and the upper tail."""
+    """After the last layer: the variance, the mean, the share of zeros and the upper tail, against theory."""
     rows = []
     for name in CASES:
         one = data.sel(case=name)
@@ -139,9 +140,9 @@ def check(data: xr.Dataset) -> list[Row]:
         value, low, high = _spread(one).sel(layer=DEPTH).to_array().values.tolist()
         spread = Estimate(value, low, high, data.sizes["seed"])
         quantity = f"{name}: variance of JJᵀ's eigenvalues over their mean squared"
-        within = NONE if name == ISOMETRY else SPREAD
+        within = NO_SPREAD if name == ISOMETRY else SPREAD
         rows.append(row(NAME, quantity, PAPER, spread, within, predicted=float(last["predicted"])))
-        value, low, high, n = estimate(one["own"].values ** 0.5)
+        value, low, high, n = estimate(one["squared_mean"].values ** 0.5)
         growth = Estimate(value ** (1 / DEPTH), low ** (1 / DEPTH), high ** (1 / DEPTH), n)
         rows.append(row(NAME, f"{name}: growth of the mean eigenvalue per layer", PAPER, growth, GROWTH, predicted=1.0))
         if name == ISOMETRY:
@@ -149,7 +150,7 @@ def check(data: xr.Dataset) -> list[Row]:
         at_width = f"{quantity}, at {WIDTH} units"
         rows.append(row(NAME, at_width, EXACT, spread, SPREAD_AT_WIDTH, predicted=float(last["at_width"])))
         quantity = f"{name}: share of the singular values above {float(one['quantile']):.3g} of their RMS"
-        rows.append(row(NAME, quantity, DENSITY, estimate(one["above"].values), ABOVE, predicted=TAIL))
+        rows.append(row(NAME, quantity, DENSITY, estimate(one["above"].values), ABOVE_QUANTILE, predicted=TAIL))
         expected, zeros = float(one["zeros_expected"]), estimate(one["zeros"].values)
         if expected > 0:
             rows.append(row(NAME, f"{name}: share of singular values 0", EXACT, zeros, ZEROS, predicted=expected))
@@ -157,18 +158,20 @@ def check(data: xr.Dataset) -> list[Row]:
 
 
 def _spread(data: xr.Dataset) -> xr.Dataset:
-    """Ratio of the means over networks, minus 1, with its 95 % interval (delta method)."""
-    own, square = data["own"].mean("seed"), data["square"].mean("seed")
-    ratio = square / own
+    """mean_square / squared_mean − 1, each averaged over networks, with its 95 % interval (delta method)."""
+    squared_mean, mean_square = data["squared_mean"].mean("seed"), data["mean_square"].mean("seed")
+    ratio = mean_square / squared_mean
     half = (
-        norm.ppf(0.975) * ((data["square"] - ratio * data["own"]) / own).std("seed", ddof=1) / data.sizes["seed"] ** 0.5
+        norm.ppf(0.975)
+        * ((data["mean_square"] - ratio * data["squared_mean"]) / squared_mean).std("seed", ddof=1)
+        / data.sizes["seed"] ** 0.5
     )
     return xr.Dataset({"mean": ratio - 1, "low": ratio - 1 - half, "high": ratio - 1 + half})
 
 
 @figures.styled
 def plot(data: xr.Dataset) -> list[Picture]:
-    """The variance over depth, and the density of the singular values at depth."""
+    """The variance against depth, and the density of the singular values after the last layer."""
     figure, ((left, right),) = figures.panels(1, 2, width=3.9, height=3.4)
     spread, share = _spread(data), interval(data["share"])
     for which, name in enumerate(CASES):

@@ -1,8 +1,8 @@
-"""Lengths and correlations of signals pass from layer to layer by two maps with one fixed point each.
+"""Lengths and correlations of signals pass from layer to layer by two maps with one stable fixed point each.
 
-Claim: in a random tanh network the length q of a signal settles within a few layers, whatever it was; the correlation c
-of two signals tends to 1 in the ordered phase (σ_w = 1.3) and to a c* below 1 in the chaotic phase (σ_w = 2.5, 4),
-where the map's slope χ₁ at c = 1 is above 1.
+Claim: in a random tanh network the length q of a signal settles within a few layers, whatever it was at first. The
+correlation c of two signals tends to 1 in the ordered phase (σ_w = 1.3) and to a c* below 1 in the chaotic phase
+(σ_w = 2.5, 4), where the map's slope χ₁ at c = 1 is above 1.
 
 Paper: Poole, Lahiri, Raghu, Sohl-Dickstein & Ganguli 2016, Exponential expressivity in deep neural networks through
 transient chaos, arXiv:1606.05340, after its figures of the length map and of the correlation map: tanh, 1000 units,
@@ -52,10 +52,10 @@ class Size(NamedTuple):
     sigmas: tuple[float, ...]  # σ_w
 
 
-PAPERS = Size(1000, 40, (1.3, 2.5, 4.0))
-SIZES = {"smoke": Size(50, 2, (1.3, 4.0)), "default": PAPERS, "full": PAPERS}
+FULL_SIZE = Size(1000, 40, (1.3, 2.5, 4.0))
+SIZES = {"smoke": Size(50, 2, (1.3, 4.0)), "default": FULL_SIZE, "full": FULL_SIZE}
 
-# Written down before the run.
+# Fixed before the run.
 LENGTH = Within(share=0.03)
 CORRELATION = Within(margin=0.03)
 CHI1 = Within(share=0.03)
@@ -63,18 +63,18 @@ DEPARTURE = Within(high=0.03)
 
 
 def run(options: Options) -> xr.Dataset:
-    """Signals of several lengths, and pairs of several correlations, through networks and through the maps.
+    """Signals of several lengths and pairs of several correlations, in networks and by the maps.
 
     Returns:
       q [sigma_w, seed, layer, start] and c [sigma_w, seed, layer, pair], q_predicted and c_predicted without seeds; the
       maps' curves q_curve [sigma_w, q_at] and c_curve [sigma_w, c_at]; q_star, c_star and chi1 [sigma_w].
     """
     size = SIZES[options.size]
-    parts = [_at(sigma_w, size) for sigma_w in size.sigmas]
+    parts = [_measure_and_predict(sigma_w, size) for sigma_w in size.sigmas]
     return xr.concat(parts, xr.DataArray(list(size.sigmas), dims="sigma_w", name="sigma_w"))
 
 
-def _at(sigma_w: float, size: Size) -> xr.Dataset:
+def _measure_and_predict(sigma_w: float, size: Size) -> xr.Dataset:
     config = Config(hidden=(size.width,) * (DEPTH - 1), activation="tanh", initializer="mean_field")
     fixed = theory.fixed_point("tanh", sigma_w**2, SIGMA_B**2)
     inputs = _inputs(sigma_w, fixed.q, size.width)
@@ -102,7 +102,7 @@ def products(network: Network) -> jax.Array:
 
 
 def _inputs(sigma_w: float, q_star: float, width: int) -> np.ndarray:
-    """Signals whose q¹ are LENGTHS; then one at q*, and others there whose c¹ with it are CORRELATIONS."""
+    """Signals whose q¹ are LENGTHS; then one with q¹ = q*, and others with q* whose c¹ with it are CORRELATIONS."""
     first, second = np.linalg.qr(np.random.default_rng(0).standard_normal((width, 2)))[0].T * width**0.5
     square = (np.array([*LENGTHS, q_star]) - SIGMA_B**2) / sigma_w**2  # ‖x‖²/n₀
     cosine = (np.array(CORRELATIONS) * q_star - SIGMA_B**2) / (q_star - SIGMA_B**2)
@@ -111,14 +111,14 @@ def _inputs(sigma_w: float, q_star: float, width: int) -> np.ndarray:
 
 
 def _lengths_and_correlations(products: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """q of the signals of LENGTHS, and c of the pairs, from all products [..., B, B]."""
+    """q of the first signals (LENGTHS) and c of the pairs (CORRELATIONS), from all products [..., B, B]."""
     q, base = np.diagonal(products, axis1=-2, axis2=-1), len(LENGTHS)
     c = products[..., base, base + 1 :] / np.sqrt(q[..., base, None] * q[..., base + 1 :])
     return q[..., :base], c
 
 
 def check(data: xr.Dataset) -> list[Row]:
-    """Fixed points, the slope that decides between order and chaos, and every layer from every start."""
+    """The fixed points, the slope that decides between order and chaos, and the departure from the maps."""
     rows = []
     for sigma_w in data["sigma_w"].values:
         one, at, n = data.sel(sigma_w=sigma_w), f"σ_w = {sigma_w:g}", data.sizes["seed"]
@@ -147,13 +147,13 @@ def check(data: xr.Dataset) -> list[Row]:
 
 @figures.styled
 def plot(data: xr.Dataset) -> list[Picture]:
-    """Both maps, and both quantities over the layers."""
+    """Above, both maps; below, length and correlation against layer."""
     figure, ((q_map, c_map), (q_layers, c_layers)) = figures.panels(2, 2, width=3.6, height=3.0)
     q, c = interval(data["q"]), interval(data["c"])
-    _map(q_map, data["q_at"], data["q_curve"], q)
-    _map(c_map, data["c_at"], data["c_curve"], c)
-    _layers(q_layers, data["q_predicted"], q, "start")
-    _layers(c_layers, data["c_predicted"], c, "pair")
+    _plot_map(q_map, data["q_at"], data["q_curve"], q)
+    _plot_map(c_map, data["c_at"], data["c_curve"], c)
+    _plot_layers(q_layers, data["q_predicted"], q, "start")
+    _plot_layers(c_layers, data["c_predicted"], c, "pair")
     q_map.set(title="lengths: from one layer to the next", xlabel="length q in layer l", ylabel="q in layer l + 1")
     c_map.set(title="correlations: from one layer to the next", xlabel="correlation c in layer l")
     c_map.set_ylabel("c in layer l + 1")
@@ -180,8 +180,8 @@ def plot(data: xr.Dataset) -> list[Picture]:
     return [Picture(NAME, figure, sentence, pd.concat(tables).round(5))]
 
 
-def _map(axes: Axes, at: xr.DataArray, curves: xr.DataArray, found: xr.Dataset) -> None:
-    """The theory's curve of each σ_w, and what the first layers of the networks do."""
+def _plot_map(axes: Axes, at: xr.DataArray, curves: xr.DataArray, found: xr.Dataset) -> None:
+    """Theory's map for each σ_w, and the first two layers of the networks on it."""
     axes.plot(at, at, color="0.7", linewidth=0.8)
     for which, sigma_w in enumerate(found["sigma_w"].values):
         one = found.sel(sigma_w=sigma_w)
@@ -191,8 +191,8 @@ def _map(axes: Axes, at: xr.DataArray, curves: xr.DataArray, found: xr.Dataset) 
             figures.points(axes, one["mean"].sel(layer=layer), one.sel(layer=layer + 1), which, label)
 
 
-def _layers(axes: Axes, predicted: xr.DataArray, found: xr.Dataset, start: str) -> None:
-    """Every start's way to the fixed point."""
+def _plot_layers(axes: Axes, predicted: xr.DataArray, found: xr.Dataset, start: str) -> None:
+    """The values from every start against layer."""
     for which, sigma_w in enumerate(found["sigma_w"].values):
         for first in found[start].values:
             one = found.sel({"sigma_w": sigma_w, start: first})

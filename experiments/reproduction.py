@@ -1,4 +1,4 @@
-"""What every experiment shares: the rows of the verdict, the pictures, and the data or their stand-in."""
+"""What all experiments share: the rows and their verdicts, pictures, and data sets or their stand-in."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ Verdict = Literal["reproduced", "differs", "no data"]
 
 @dataclass(frozen=True)
 class Row:
-    """One checked quantity. `tolerance` was written down before the run; `interval` is the 95 % interval over seeds."""
+    """One checked quantity. `tolerance` was fixed before the run; `interval` is the 95 % interval over seeds."""
 
     experiment: str
     quantity: str
@@ -49,7 +49,7 @@ class Picture:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What an experiment hands over."""
+    """What one experiment gives: rows, pictures, and notes for the reader."""
 
     title: str
     rows: list[Row]
@@ -58,16 +58,17 @@ class Outcome:
 
 
 class Experiment(Protocol):
-    """What a file of an experiment has at its top level.
+    """What the module of an experiment must define.
 
-    What `run` gives holds simulation and theory: an xarray.Dataset (`attrs["notes"]`), or a named tuple (`notes`) of
-    several; `notes` are there where something is to be said in plain words. `check` and `plot` look at that alone.
+    `run` returns both the simulation and the theory, as an xarray.Dataset (`attrs["notes"]`) or as a named tuple of
+    several (field `notes`). `notes`, a list of sentences for the reader, may be missing. `check` and `plot` use only
+    what `run` returned.
     """
 
     TITLE: str
 
     def run(self, options: Options) -> Any:
-        """Simulate, and ask theory."""
+        """Simulate, and compute what theory predicts."""
 
     def check(self, data: Any) -> list[Row]:
         """The rows of the verdict."""
@@ -77,14 +78,14 @@ class Experiment(Protocol):
 
 
 def outcome_of(experiment: Experiment, options: Options) -> Outcome:
-    """Run an experiment, judge and draw."""
+    """Run an experiment, judge its rows and draw its figures."""
     data = experiment.run(options)
     return Outcome(experiment.TITLE, experiment.check(data), experiment.plot(data), list(getattr(data, "notes", ())))
 
 
 @dataclass(frozen=True)
 class Within:
-    """A tolerance: by a factor, by a share, by a margin, or between bounds; and its own wording."""
+    """A tolerance: by a factor, by a share, by a margin, or between bounds. `str()` words it for the table."""
 
     factor: float | None = None
     share: float | None = None
@@ -93,7 +94,7 @@ class Within:
     high: float = math.inf
 
     def holds(self, measured: float, reference: float | None) -> bool:
-        """Whether the measured value is within the tolerance of the reference (which bounds do not need)."""
+        """Whether the measured value is within the tolerance of the reference; bounds need no reference."""
         if reference is None and (self.factor, self.share, self.margin) != (None, None, None):
             raise ValueError(f"a tolerance of {self} needs something to be compared with")
         if not math.isfinite(measured):
@@ -129,10 +130,10 @@ def row(
     predicted: float | None = None,
     has_data: bool = True,
 ) -> Row:
-    """Judge a measurement: by the published number where there is one, else by the predicted, else by the bounds.
+    """Judge a measurement by the published number; without one, by the predicted number; without both, by bounds.
 
-    `has_data` is False when the published number is about data that are not here: then it is left out, and without a
-    prediction the verdict is "no data".
+    `has_data=False` says that the data set behind the published number is not available. The published number is then
+    dropped, and without a prediction the verdict is "no data".
     """
     published = published if has_data else None
     reference = published if published is not None else predicted
@@ -147,7 +148,7 @@ def row(
 
 
 def dataset_or_stand_in(name: str, options: Options) -> tuple[Dataset, str | None]:
-    """The data set, or digits in its place with a note in plain words."""
+    """The data set and None; or, where it cannot be had, digits in its place and a note that says so."""
     try:
         return load(name, options.data_dir, options.manual_dir), None
     except DataUnavailable as error:
@@ -159,19 +160,19 @@ def dataset_or_stand_in(name: str, options: Options) -> tuple[Dataset, str | Non
 
 
 def runs_folder(options: Options, experiment: str) -> Path:
-    """Where an experiment's runs go, emptied unless they are to be resumed; to be asked for once the data are there."""
+    """The folder of an experiment's runs, emptied unless they are resumed. Call it once the data are loaded."""
     folder = options.out / "runs" / experiment
     if not options.resume:
         shutil.rmtree(folder, ignore_errors=True)
     return folder
 
 
-def sized(config: Config, options: Options) -> Config:
-    """The config, with the last three hidden layers alone in a smoke test: compiling takes most of its time."""
+def shortened_for_smoke(config: Config, options: Options) -> Config:
+    """The config; in a smoke run with only its last three hidden layers, which compile faster."""
     return replace(config, hidden=config.hidden[-3:]) if options.smoke else config
 
 
-def head(data: Dataset, n_train: int, n_test: int) -> Dataset:
+def first_examples(data: Dataset, n_train: int, n_test: int) -> Dataset:
     """The first examples of each split."""
     return replace(
         data,
@@ -183,6 +184,6 @@ def head(data: Dataset, n_train: int, n_test: int) -> Dataset:
 
 
 def write_json(path: Path, rows: Sequence[Row], environment: dict[str, Any]) -> None:
-    """`reproduction.json`: the rows, and with what they were made. What is not a number is null."""
+    """Write `reproduction.json`: the rows and the environment that made them. NaN and infinities become null."""
     content = {"rows": [asdict(row) for row in rows], "environment": environment}
     path.write_text(as_json(content, indent=1) + "\n")

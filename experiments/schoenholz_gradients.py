@@ -1,7 +1,8 @@
 """Gradients explode or vanish exponentially with depth, by the factor χ₁ a layer.
 
-Claim: in a random tanh network log‖∂E/∂W‖² is a straight line over the layers, falling towards the input in the ordered
-phase (σ_w² below its critical value), rising in the chaotic phase, level between them; its slope is ln χ₁.
+Claim: in a random tanh network log‖∂E/∂W‖² is a straight line over the layers. Towards the input it falls in the
+ordered phase (σ_w² below its critical value), rises in the chaotic phase, and is level between them; its slope is
+ln χ₁.
 
 Paper: Schoenholz, Gilmer, Ganguli & Sohl-Dickstein 2016, Deep Information Propagation, arXiv:1611.01232, section on
 back-propagation, after its figure of gradient norms against layer: tanh, 240 layers of 300 units, σ_b² = .05, σ_w² from
@@ -9,13 +10,14 @@ back-propagation, after its figure of gradient norms against layer: tanh, 240 la
 place.
 Command: `python -m experiments schoenholz_gradients` (about half a minute on 2 cores, at the paper's size).
 
-Substitutes: one Gaussian example a network stands in for MNIST, for theory knows no more of an input than its length;
-its loss is softmax cross-entropy with ten classes.
+Substitutes: one Gaussian example a network stands in for MNIST, as theory uses only the length of an input; the loss is
+softmax cross-entropy with ten classes.
 
-Expected: χ₁ = .759, .880, 1, 1.048, 1.134, 1.209, 1.342 at σ_w² = 1, 1.3, 1.761, 2, 2.5, 3, 4. At 300 units
-the slope lies .005 to .01 below ln χ₁, which is no error: the mean of a logarithm is less than the logarithm of the
-mean, and what a layer's weights did on the way forward is known to δ on its way back. So χ₁ itself is held to ± 2 %,
-and the slope, where it is far from 0, to ± 5 % of that of networks drawn at this width (which have the first effect).
+Expected: χ₁ = .759, .880, 1, 1.048, 1.134, 1.209, 1.342 at σ_w² = 1, 1.3, 1.761, 2, 2.5, 3, 4. At 300 units the slope
+is .005 to .01 below ln χ₁. This is not an error, and has two causes: the mean of a logarithm is less than the logarithm
+of the mean, and δ on its way back meets the same weights that the signal met on its way forward. Therefore χ₁ is judged
+to ± 2 %, and the slope, where it is far from 0, to ± 5 % of that of networks drawn at this width (which have the first
+effect).
 """
 
 from __future__ import annotations
@@ -46,7 +48,7 @@ CLASSES = 10
 SIGMA_B2 = 0.05
 CRITICAL = 1.76095  # where χ₁ = 1
 VARIANCES = (1.0, 1.3, CRITICAL, 2.0, 2.5, 3.0, 4.0)
-MARGIN = 20  # layers at both ends that are left out: lengths have not settled yet
+MARGIN = 20  # layers left out at each end, where lengths have not settled
 
 
 class Size(NamedTuple):
@@ -55,22 +57,22 @@ class Size(NamedTuple):
     depth: int  # hidden layers
     width: int
     seeds: int
-    draws: int  # networks of theory's band
+    draws: int  # networks drawn for theory's band
     variances: tuple[float, ...]  # σ_w²
 
 
-PAPERS = Size(240, 300, 20, 100, VARIANCES)
-SIZES = {"smoke": Size(50, 30, 2, 4, (1.0, CRITICAL, 4.0)), "default": PAPERS, "full": PAPERS}
+FULL_SIZE = Size(240, 300, 20, 100, VARIANCES)
+SIZES = {"smoke": Size(50, 30, 2, 4, (1.0, CRITICAL, 4.0)), "default": FULL_SIZE, "full": FULL_SIZE}
 
-# Written down before the run.
+# Fixed before the run.
 CHI1 = Within(share=0.02)
 SLOPE = Within(share=0.05)
-FAR = 0.1  # |ln χ₁| from which a share of the slope is judged
+STEEP = 0.1  # |ln χ₁| from which on the slope is judged too
 STRAIGHT = Within(low=0.99)
 
 
 def run(options: Options) -> xr.Dataset:
-    """The gradient of every layer at step 0, and what theory says of it.
+    """The gradient of every layer at step 0, measured and predicted.
 
     Returns:
       measured [sigma_w2, seed, layer], predicted [sigma_w2, layer] and drawn [sigma_w2, draw, layer]: log₁₀ ‖∂E/∂W‖²;
@@ -134,7 +136,7 @@ def _growth(log10_squares: xr.DataArray) -> xr.DataArray:
 
 
 def check(data: xr.Dataset) -> list[Row]:
-    """The growth per layer against χ₁, its logarithm where that is far from 0, and how straight the lines are."""
+    """The growth per layer against χ₁; where it is far from 1, also its slope and how straight the line is."""
     rows, straight = [], []
     growth, drawn = _growth(data["measured"]), _growth(data["drawn"])
     for variance in data["sigma_w2"].values:
@@ -143,7 +145,7 @@ def check(data: xr.Dataset) -> list[Row]:
         factor = geometric_estimate(np.exp(growth.sel(sigma_w2=variance).values))
         at = f"σ_w² = {variance:.4g}"
         rows.append(row(NAME, f"{at}: growth of ‖∂E/∂W‖² per layer going back", PAPER, factor, CHI1, predicted=chi1))
-        if abs(np.log(chi1)) > FAR:
+        if abs(np.log(chi1)) > STEEP:
             quantity, predicted = f"{at}: slope of ln‖∂E/∂W‖² per layer going back", drawn.sel(sigma_w2=variance).mean()
             rows.append(row(NAME, quantity, DRAWN, slope, SLOPE, predicted=float(predicted)))
             settled = _settled(data["measured"]).sel(sigma_w2=variance).mean("seed")

@@ -1,14 +1,14 @@
-"""SELU brings mean and variance of the activations back to (0, 1) from wherever they start.
+"""SELU brings mean and variance of the activations back to (0, 1) from other starts.
 
 Claim: SELU's map of mean μ and variance ν from layer to layer has the stable fixed point (0, 1) for weights of variance
-1/fan_in; there a departure of ν shrinks to .782648 of itself a layer, and leaks into μ by .088835 of itself. Squared
+1/fan_in. There a departure of ν shrinks to .782648 of itself a layer, and changes μ by .088835 of itself. Squared
 gradients grow by χ₁ = 1.07157 a layer.
 
 Paper: Klambauer, Unterthiner, Mayr & Hochreiter 2017, Self-normalizing neural networks, arXiv:1706.02515, sections on
 the mapping of mean and variance and on its fixed point. Closed form: for z ~ N(0, ν), its moments are error functions.
 Command: `python -m experiments selu_fixed_point` (about 20 s on 2 cores).
 
-Substitutes: in the paper's map the weights of a unit add up to 0; independent Gaussian weights do so on average only,
+Substitutes: in the paper's map the weights of a unit add up to 0. Independent Gaussian weights do so only on average,
 and the next layer sees q = ν + μ², which is ν to first order at the fixed point. Inputs are Gaussian vectors with exact
 mean and variance; networks of 500 units stand for wide ones.
 
@@ -44,13 +44,13 @@ WIDTH, DEPTH = 500, 20
 CONFIG = Config(hidden=(WIDTH,) * DEPTH, activation="selu", initializer="mean_field")
 LAMBDA, ALPHA = 1.0507009873554805, 1.6732632423543772  # SELU's constants, as the paper prints them
 STARTS = ((0.0, 4.0), (-1.0, 2.0), (1.0, 1.0), (0.0, 1.0), (0.0, 0.2))  # mean and variance of the inputs
-NEAR = ((0.0, 1.1), (0.0, 0.9))  # two more, whose difference is the derivative
+NEARBY_STARTS = ((0.0, 1.1), (0.0, 0.9))  # two more starts, whose difference gives the derivative
 PRINTED = {"mean μ'": 0.0, "variance ν'": 1.0, "∂ν'/∂ν": 0.782648, "∂μ'/∂ν": 0.088835, "χ₁": 1.07157}
-SHRINKING_IN = 5  # layers over which the departure of ν is followed
+SHRINKING_IN = 5  # layers over which the shrinking of ν's departure is measured
 SETTLED = slice(16, DEPTH)  # layers
 SEEDS = {"smoke": 30, "default": 200, "full": 200}
 
-# Written down before the run.
+# Fixed before the run.
 NUMBER = Within(margin=0.0001)
 MEAN = Within(margin=0.01)
 VARIANCE = Within(share=0.03)
@@ -62,14 +62,14 @@ SPREAD = Within(share=0.15)
 
 
 def run(options: Options) -> xr.Dataset:
-    """The map's numbers at (0, 1), and its trajectories beside those of networks.
+    """The map's numbers at (0, 1); mean and variance over the layers, measured and predicted.
 
     Returns:
       mean and variance [seed, layer, start] of the activations, layer 0 the inputs; the same without seeds as
       mean_predicted and variance_predicted, and the standard deviations of single networks as mean_spread and
       variance_spread; growth of ‖δ‖² per layer going back [seed]; by_quadrature and closed_form [number].
     """
-    starts, seeds = np.array([*STARTS, *NEAR]), SEEDS[options.size]
+    starts, seeds = np.array([*STARTS, *NEARBY_STARTS]), SEEDS[options.size]
     direction = np.random.default_rng(0).standard_normal(WIDTH)
     direction = (direction - direction.mean()) / direction.std()
     inputs = starts[:, :1] + np.sqrt(starts[:, 1:]) * direction
@@ -78,7 +78,7 @@ def run(options: Options) -> xr.Dataset:
     numbers = {"by_quadrature": _by_quadrature(), "closed_form": _closed_form()}
     return xr.Dataset(
         {name: (("seed", "layer", "start"), value[0].astype(np.float64)) for name, value in measured.items()}
-        | {name: (("layer", "start"), value) for name, value in _paths(*starts.T).items()}
+        | {name: (("layer", "start"), value) for name, value in _predicted_paths(*starts.T).items()}
         | {name: ("number", [values[key] for key in PRINTED]) for name, values in numbers.items()}
         | {"growth": ("seed", np.exp((log_delta[:, 0] - log_delta[:, DEPTH - 1]) / (DEPTH - 1)))},
         {"layer": np.arange(DEPTH + 1), "start": np.arange(len(starts)), "number": list(PRINTED)},
@@ -86,7 +86,7 @@ def run(options: Options) -> xr.Dataset:
 
 
 def moments(network: Network) -> dict[str, jax.Array]:
-    """Mean and variance over the units of what each layer is given, [L, B]."""
+    """Mean and variance over the units of each layer's inputs, [L, B]."""
     given = network.seen(network.inputs).inputs
     return {
         "mean": per_layer(lambda h: jnp.mean(h, axis=-1), given),
@@ -107,7 +107,7 @@ def _by_quadrature() -> dict[str, float]:
 
 
 def _closed_form() -> dict[str, float]:
-    """With E[exp(kz); z < 0] = exp(k²/2) Φ(−k) for z ~ N(0, 1), and its derivative by the variance."""
+    """The numbers from E[exp(kz); z < 0] = exp(k²/2) Φ(−k), z ~ N(0, 1), and its derivative by the variance."""
     one, two = np.exp(0.5) * ndtr(-1), np.exp(2) * ndtr(-2)
     mean = LAMBDA * (1 / np.sqrt(2 * np.pi) + ALPHA * (one - 0.5))
     square = LAMBDA**2 * (0.5 + ALPHA**2 * (two - 2 * one + 0.5))
@@ -117,11 +117,11 @@ def _closed_form() -> dict[str, float]:
     return dict(zip(PRINTED, (mean, square - mean**2, growth - 2 * mean * leak, leak, chi1), strict=True))
 
 
-def _paths(mean: np.ndarray, variance: np.ndarray) -> dict[str, np.ndarray]:
-    """Mean and variance of layers of infinite width, and what they spread by at WIDTH, [layer, start].
+def _predicted_paths(mean: np.ndarray, variance: np.ndarray) -> dict[str, np.ndarray]:
+    """Mean and variance at infinite width, and their standard deviations at WIDTH, [layer, start].
 
-    Given the layer below, a layer's units are independent: its mean and its mean square Q spread by their covariance
-    over WIDTH; and what Q of the layer below is off by is handed on by the derivatives.
+    Given the layer below, the units of a layer are independent. So the layer adds to the covariance of its mean and its
+    mean square Q that of one unit over WIDTH; the deviation of the Q below is passed on by the derivatives of both.
     """
     square, spread = variance + mean**2, np.zeros((len(mean), 2, 2))  # covariance of mean and Q
     rows = [(mean, variance, *np.zeros((2, len(mean))))]
@@ -139,7 +139,7 @@ def _paths(mean: np.ndarray, variance: np.ndarray) -> dict[str, np.ndarray]:
 
 
 def check(data: xr.Dataset) -> list[Row]:
-    """The printed numbers by quadrature; then the same in networks, and how far single ones spread."""
+    """The printed numbers by quadrature and in networks, and the spread of single networks."""
     rows, n = [], data.sizes["seed"]
     for name, printed in PRINTED.items():
         of = data.sel(number=name)

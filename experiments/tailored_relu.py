@@ -1,20 +1,20 @@
 """A leaky ReLU whose slope is tailored to the depth keeps signals apart that ReLU makes alike.
 
-Claim: ReLU layers map any two signals to correlation 1 as depth grows; a slope α that is solved for, so that the whole
-stack of L layers maps c = 0 to c = .9, leaves the stack's correlation map nearly the same at any depth.
+Claim: ReLU layers map any two signals to correlation 1 as depth grows. If the slope α is solved for so that the whole
+stack of L layers maps c = 0 to c = .9, the stack's correlation map is nearly the same at any depth.
 
 Paper: Martens et al. 2021, Rapid training of deep neural networks without skip connections or normalization layers
 using Deep Kernel Shaping, arXiv:2110.01765 (the maps), and Zhang, Botev & Martens 2022, TAT, arXiv:2203.08120, section
 on tailored rectifiers (leaky ReLU, target η = .9). The condition is from memory of the paper; the four slopes are
-closed form: its solutions for L layers with an activation each.
+closed form: the solutions of this condition for L layers, each with an activation.
 Command: `python -m experiments tailored_relu` (about 50 s on 2 cores).
 
 Substitutes: plain layers of 500 units on pairs of vectors stand in for the paper's convolutional networks on images.
 
-Expected: α = .1814, .3027, .4305, .5704 at L = 20, 30, 50, 100, to the printed digits; with σ_w² = 2/(1 + α²) the
+Expected: α = .1814, .3027, .4305, .5704 at L = 20, 30, 50, 100, to the printed digits. With σ_w² = 2/(1 + α²) the
 correlation of two orthogonal inputs is .9 after L layers, where ReLU's is .948 at L = 20 and .9964 at L = 100. Single
-networks of 500 units spread by .03 to .07 around .9, and by a factor of 2 in ReLU's 1 − c at L = 100: in a first run 40
-of them were too few to tell it from 20 % less, so there are 120; tolerances stayed as they were.
+networks of 500 units spread by .03 to .07 around .9, and by a factor of 2 in ReLU's 1 − c at L = 100. In a first run 40
+networks were too few to tell that value from 20 % less, so there are 120; the tolerances did not change.
 """
 
 from __future__ import annotations
@@ -37,32 +37,34 @@ PAPER = "after Zhang et al. 2022, 2203.08120; closed form"
 
 WIDTH = 500
 TARGET = 0.9  # c after all layers, from c = 0
-PRINTED = {20: 0.1814, 30: 0.3027, 50: 0.4305, 100: 0.5704}  # layers: α
+PRINTED = {20: 0.1814, 30: 0.3027, 50: 0.4305, 100: 0.5704}  # layers → α
 STARTS = (-0.8, -0.5, 0.0, 0.5, 0.9)  # correlations of the inputs
 SEEDS = {"smoke": 16, "default": 120, "full": 120}
 
-# Written down before the run.
+# Fixed before the run.
 SLOPE = Within(margin=0.0001)
 CORRELATION = Within(margin=0.02)
 DEPARTURE = Within(high=0.03)
-GAP = Within(share=0.2)  # single networks: by half at L = 100
+GAP = Within(share=0.2)  # at L = 100 single networks spread by half
 
 
 def run(options: Options) -> xr.Dataset:
-    """Pairs of inputs through a ReLU network and those that are tailored to each depth, and through the maps.
+    """Pairs of inputs in a ReLU network and in networks tailored to each depth, and by the maps.
 
     Returns:
       c [network, seed, layer, start] and c_predicted without seeds, curve [network, layer, at]: NaN beyond a network's
-      depth; slope and depth [network]. The first network is of ReLU, as deep as the deepest.
+      depth; slope and depth [network]. The first network has ReLU and the largest depth.
     """
     depths = (20,) if options.smoke else tuple(PRINTED)
     networks = [(0.0, max(depths)), *((theory.tailored_slope(depth, TARGET), depth) for depth in depths)]
-    data = xr.concat([_at(*network, SEEDS[options.size]) for network in networks], "network", join="outer")
+    data = xr.concat(
+        [_measure_and_predict(*network, SEEDS[options.size]) for network in networks], "network", join="outer"
+    )
     slopes, depths = zip(*networks, strict=True)
     return data.assign(slope=("network", list(slopes)), depth=("network", list(depths)))
 
 
-def _at(slope: float, depth: int, seeds: int) -> xr.Dataset:
+def _measure_and_predict(slope: float, depth: int, seeds: int) -> xr.Dataset:
     activation, sigma_w2 = f"leaky_relu({slope})", 2 / (1 + slope**2)
     config = Config(hidden=(WIDTH,) * depth, activation=activation, initializer="mean_field")
     found = probe(cosines, config, Hypers(sigma_w=sigma_w2**0.5), seeds, _inputs())[0]
@@ -77,7 +79,7 @@ def _at(slope: float, depth: int, seeds: int) -> xr.Dataset:
 
 
 def cosines(network: Network) -> jax.Array:
-    """Of what each layer is given, the first example's with the others, [L, pairs]."""
+    """Cosines of the first example with the others, in the inputs of each layer, [L, pairs]."""
 
     def cosine(h: jax.Array) -> jax.Array:
         unit = h / jnp.linalg.norm(h, axis=-1, keepdims=True)
@@ -87,14 +89,14 @@ def cosines(network: Network) -> jax.Array:
 
 
 def _inputs() -> np.ndarray:
-    """A vector, and others whose cosines with it are STARTS; of mean square 1."""
+    """A vector of mean square 1, and others of mean square 1 whose cosines with it are STARTS."""
     first, second = np.linalg.qr(np.random.default_rng(0).standard_normal((WIDTH, 2)))[0].T * WIDTH**0.5
     cosine = np.array(STARTS)
     return np.concatenate([first[None], np.outer(cosine, first) + np.outer(np.sqrt(1 - cosine**2), second)])
 
 
 def check(data: xr.Dataset) -> list[Row]:
-    """The slopes, and where pairs of signals are after all layers."""
+    """The slopes, and the correlations after all layers."""
     slopes, ends, n = [], [], data.sizes["seed"]
     for network in range(1, data.sizes["network"]):
         depth = int(data["depth"][network])
@@ -117,7 +119,7 @@ def check(data: xr.Dataset) -> list[Row]:
 
 @figures.styled
 def plot(data: xr.Dataset) -> list[Picture]:
-    """All layers' map at two depths, and the way of two orthogonal signals through the layers."""
+    """The map of all layers at two depths, and the cosine of two orthogonal signals layer by layer."""
     figure, ((whole, way),) = figures.panels(1, 2, width=3.9, height=3.4)
     found, depths = interval(data["c"]), data["depth"].values
     shown = [("ReLU", 0, depths[1]), ("ReLU", 0, depths[-1]), ("tailored", 1, depths[1]), ("tailored", -1, depths[-1])]

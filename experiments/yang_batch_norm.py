@@ -1,18 +1,18 @@
-"""Batch norm makes the gradients of a deep network explode, by a factor that the activation alone decides.
+"""Batch norm makes the gradients of a deep network explode, by a factor that only the activation and batch size decide.
 
 Claim: in a random network with batch norm before each activation, ‖∂loss/∂z‖² grows exponentially towards the input
-whatever the weights' variance, per layer by E[φ′(u)²]/Var[φ(u)], u ~ N(0, 1), for large batches: π/(π − 1) for ReLU.
-For linear networks of batch size B it grows by (B − 2)/(B − 3).
+whatever the weights' variance: per layer by E[φ′(u)²]/Var[φ(u)], u ~ N(0, 1), for large batches, which is π/(π − 1) for
+ReLU. For linear networks of batch size B it grows by (B − 2)/(B − 3).
 
 Paper: Yang, Pennington, Rao, Sohl-Dickstein & Schoenholz 2019, A Mean Field Theory of Batch Normalization,
-arXiv:1902.08129: π/(π − 1) and (B − 2)/(B − 3) are theirs; what is said of the other activations and of finite batches
-is derived from the same fixed point (`theory.batch_norm_gradient_gain`, `theory.finite_batch_norm_gradient_gain`).
+arXiv:1902.08129: π/(π − 1) and (B − 2)/(B − 3) are theirs. The numbers for the other activations and for finite batches
+are derived from the same fixed point (`theory.batch_norm_gradient_gain`, `theory.finite_batch_norm_gradient_gain`).
 Command: `python -m experiments yang_batch_norm` (about a minute on 2 cores; `--full` from 20 networks instead of 5).
 
-Train mode, the gradient through the batch's statistics, ε → 0, 30 layers of 1000 units; layers near the input, where
-the batch's correlations have not settled, and near the output are left out. Inputs are independent Gaussians, a full
-rank as the theory asks for, in place of images. Examples lose their independence slowly on their way through layers of
-finite width, which is why B is far below the width and the networks are not deeper.
+Train mode, the gradient through the batch's statistics, ε → 0, 30 layers of 1000 units. Layers near the input, where
+the batch's correlations have not settled, and near the output are left out. Inputs are independent Gaussians instead of
+images, as the theory needs a batch of full rank. In layers of finite width examples slowly lose their independence,
+which is why B is far below the width and the networks are not deeper.
 
 Expected at B = 128: ReLU 1.481 (limit 1.467), leaky ReLU .2 1.255, tanh 1.185, ELU 1.088, SELU 1.080, sigmoid 1.041,
 linear 1.008; at B = 8: ReLU 1.793, linear 1.2.
@@ -24,6 +24,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import xarray as xr
+from matplotlib.axes import Axes
 from matplotlib.ticker import FixedLocator, NullLocator
 
 from experiments.options import Options
@@ -41,19 +42,19 @@ DERIVED = "after Yang et al. 2019, 1902.08129; their fixed point at this batch s
 
 DEPTH, WIDTH, CLASSES = 30, 1000, 10
 ACTIVATIONS = ("relu", "leaky_relu(0.2)", "tanh", "elu", "selu", "sigmoid", "linear")
-BATCH = 128  # at which activations are compared
-BATCHES = (8, 16, 32)  # others, for these:
+BATCH = 128  # batch size at which the activations are compared
+BATCHES = (8, 16, 32)  # further batch sizes, for the activations of BY_BATCH
 BY_BATCH = ("relu", "linear")
 SEEDS = {"smoke": 3, "default": 5, "full": 20}
-SETTLED = (6, 26)  # from the first of these layers to the second
+SETTLED = (6, 26)  # first and last layer between which the growth is measured
 RELU = np.pi / (np.pi - 1)
 
-# Written down before the run.
+# Fixed before the run.
 GAIN = Within(share=0.04)
 
 
 def run(options: Options) -> xr.Dataset:
-    """δ of every layer at step 0, and its growth as theory has it.
+    """δ of every layer at step 0, and its predicted growth per layer.
 
     Returns:
       log_delta [case, seed, layer]: ln ‖∂loss/∂z‖² over the batch; its predicted growth per layer, finite [case] and
@@ -85,29 +86,29 @@ def run(options: Options) -> xr.Dataset:
     )
 
 
-def delta(network: Network) -> jax.Array:
-    """ln ‖δ‖² of every layer, but for what is the same for all hidden layers."""
+def log_squared_delta(network: Network) -> jax.Array:
+    """ln ‖δ‖² of every layer, up to a constant that all hidden layers share."""
     return per_layer(lambda d: 2 * jnp.log(rms(d)), network.step().deltas)
 
 
 def _log_delta(activation: str, batch_size: int, width: int, seeds: int) -> np.ndarray:
-    """Of the hidden layers, [seed, layer]."""
+    """ln ‖δ‖² of the hidden layers, [seed, layer]."""
     config = Config(
         hidden=(width,) * DEPTH, activation=activation, initializer="mean_field", norm="batch", norm_epsilon=1e-12
     )
     inputs = np.random.default_rng(0).standard_normal((batch_size, width))
     labels = np.arange(batch_size) % CLASSES
-    return probe(delta, config, Hypers(), seeds, inputs, labels, CLASSES)[0, :, :DEPTH].astype(np.float64)
+    return probe(log_squared_delta, config, Hypers(), seeds, inputs, labels, CLASSES)[0, :, :DEPTH].astype(np.float64)
 
 
 def _growth(log_delta: xr.DataArray) -> xr.DataArray:
-    """Of ‖δ‖² per layer going back, over the settled layers."""
+    """Growth of ‖δ‖² per layer going back, over the settled layers."""
     first, last = SETTLED
     return xr.ufuncs.exp((log_delta.sel(layer=first) - log_delta.sel(layer=last)) / (last - first))
 
 
 def check(data: xr.Dataset) -> list[Row]:
-    """The growth of each case: by the paper's own formula, which for ReLU is the limit, or by its fixed point."""
+    """The growth of each case, against the paper's formula (for ReLU its limit) or, without one, its fixed point."""
     rows = []
     growth = _growth(data["log_delta"])
     for case in range(data.sizes["case"]):
@@ -124,41 +125,9 @@ def check(data: xr.Dataset) -> list[Row]:
 def plot(data: xr.Dataset) -> list[Picture]:
     """δ against layer for all activations, and its growth against the batch size for two."""
     figure, ((left, right),) = figures.panels(1, 2, width=4.2, height=3.4)
-    anchor = SETTLED[1]
-    relative = data["log_delta"] - data["log_delta"].sel(layer=anchor)
-    measured, growth = xr.ufuncs.exp(interval(relative)), interval(_growth(data["log_delta"]))
-    large = np.flatnonzero(data["batch"] == data["batch"].max())
-    every = [2, *range(SETTLED[0], DEPTH, 4), DEPTH]
-    for which, case in enumerate(large):
-        back = data["layer"].sel(layer=slice(2, DEPTH))
-        name = f"{data['phi'].values[case]}, {float(data['finite'][case]):.3f}"
-        figures.theory_line(left, back, data["finite"][case].values ** (anchor - back), which)
-        figures.points(left, every, measured.isel(case=case).sel(layer=every), which, name)
-    left.set(yscale="log", xlabel="layer", ylabel=f"‖∂loss/∂z‖² / that of layer {anchor}")
-    left.set_title(f"gradients, batches of {int(data['batch'].max())}")
-    left.legend(title="growth per layer\nin theory", title_fontsize=8, loc="center left", bbox_to_anchor=(1, 0.5))
-    for which, name in enumerate(BY_BATCH):
-        own = np.flatnonzero(data["phi"] == name)
-        colour = {"relu": 0, "linear": len(ACTIVATIONS) - 1}[name]
-        figures.theory_line(right, data["at"], data["curve"][which], colour)
-        figures.points(right, data["batch"][own], growth.isel(case=own), colour)
-        right.axhline(float(data["limit"][own[0]]), color="0.5", linewidth=0.8, zorder=1)
-        text = {"relu": "ReLU", "linear": "linear: (B − 2)/(B − 3)"}[name]
-        right.text(20, float(np.interp(20, data["at"], data["curve"][which])) + 0.02, text, color=f"C{colour}")
-    right.text(260, RELU - 0.012, "π/(π − 1)", ha="right", va="top", fontsize=8, color="0.3")
-    right.set(
-        xscale="log",
-        xlabel="batch size B (examples)",
-        ylabel="growth of ‖∂loss/∂z‖² per layer going back",
-        title="growth, by batch size",
-    )
-    right.xaxis.set_major_locator(FixedLocator([8, 16, 32, 64, 128, 256]))
-    right.xaxis.set_minor_locator(NullLocator())
-    right.xaxis.set_major_formatter("{x:g}")
-    right.plot([], [], "o", color="0.3", label="simulation, mean and 95 % interval")
-    figures.theory_line(right, [], [], 6, "theory")
-    right.plot([], [], color="0.5", linewidth=0.8, label="its limit for large batches")
-    right.legend(loc=(0.13, 0.19))
+    anchor, growth = SETTLED[1], interval(_growth(data["log_delta"]))
+    _plot_layers(left, data, anchor)
+    _plot_batch_sizes(right, data, growth)
     sentence = (
         f"Gradients of networks with batch norm before the activation, {DEPTH} layers of {WIDTH} units, at "
         "initialization: going back they grow by a factor per layer that depends on the activation (left) and the "
@@ -167,3 +136,45 @@ def plot(data: xr.Dataset) -> list[Picture]:
     )
     table = growth.assign(finite=data["finite"], limit=data["limit"])
     return [Picture(NAME, figure, sentence, table.to_dataframe().reset_index(drop=True).round(5))]
+
+
+def _plot_layers(axes: Axes, data: xr.Dataset, anchor: int) -> None:
+    """‖δ‖² of every layer over that of the anchor layer, at the largest batch size."""
+    measured = xr.ufuncs.exp(interval(data["log_delta"] - data["log_delta"].sel(layer=anchor)))
+    largest = int(data["batch"].max())
+    shown = [2, *range(SETTLED[0], DEPTH, 4), DEPTH]
+    layers = data["layer"].sel(layer=slice(2, DEPTH))
+    for colour, case in enumerate(np.flatnonzero(data["batch"] == largest)):
+        gain = data["finite"][case].values
+        label = f"{data['phi'].values[case]}, {float(gain):.3f}"
+        figures.theory_line(axes, layers, gain ** (anchor - layers), colour)
+        figures.points(axes, shown, measured.isel(case=case).sel(layer=shown), colour, label)
+    axes.set(yscale="log", xlabel="layer", ylabel=f"‖∂loss/∂z‖² / that of layer {anchor}")
+    axes.set_title(f"gradients, batches of {largest}")
+    axes.legend(title="growth per layer\nin theory", title_fontsize=8, loc="center left", bbox_to_anchor=(1, 0.5))
+
+
+def _plot_batch_sizes(axes: Axes, data: xr.Dataset, growth: xr.Dataset) -> None:
+    """The growth per layer against the batch size, of the activations in BY_BATCH."""
+    for which, name in enumerate(BY_BATCH):
+        cases = np.flatnonzero(data["phi"] == name)
+        colour = {"relu": 0, "linear": len(ACTIVATIONS) - 1}[name]
+        figures.theory_line(axes, data["at"], data["curve"][which], colour)
+        figures.points(axes, data["batch"][cases], growth.isel(case=cases), colour)
+        axes.axhline(float(data["limit"][cases[0]]), color="0.5", linewidth=0.8, zorder=1)
+        text = {"relu": "ReLU", "linear": "linear: (B − 2)/(B − 3)"}[name]
+        axes.text(20, float(np.interp(20, data["at"], data["curve"][which])) + 0.02, text, color=f"C{colour}")
+    axes.text(260, RELU - 0.012, "π/(π − 1)", ha="right", va="top", fontsize=8, color="0.3")
+    axes.set(
+        xscale="log",
+        xlabel="batch size B (examples)",
+        ylabel="growth of ‖∂loss/∂z‖² per layer going back",
+        title="growth, by batch size",
+    )
+    axes.xaxis.set_major_locator(FixedLocator([8, 16, 32, 64, 128, 256]))
+    axes.xaxis.set_minor_locator(NullLocator())
+    axes.xaxis.set_major_formatter("{x:g}")
+    axes.plot([], [], "o", color="0.3", label="simulation, mean and 95 % interval")
+    figures.theory_line(axes, [], [], 6, "theory")
+    axes.plot([], [], color="0.5", linewidth=0.8, label="its limit for large batches")
+    axes.legend(loc=(0.13, 0.19))

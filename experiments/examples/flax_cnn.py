@@ -2,7 +2,7 @@
 
     python experiments/examples/flax_cnn.py && tensorboard --logdir cnn
 
-The three lines that end in "# vgjax" are added; the rest is a training script as it might stand anywhere.
+The three lines that end in "# vgjax" are added; the rest is an ordinary training script.
 """
 
 import flax.linen as nn

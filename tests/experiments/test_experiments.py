@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from experiments.__main__ import EXPERIMENTS, _prepare_jax
+from experiments.__main__ import EXPERIMENTS, prepare_jax
 from experiments.options import Options
 from experiments.reproduction import Within, row, runs_folder
 from vgjax.analysis import Estimate
@@ -108,7 +108,7 @@ def test_smoke_runs_compile_without_optimising(monkeypatch, smoke: bool, flags: 
     """Only smoke runs do, and never against what the user has set."""
     monkeypatch.setenv("XLA_FLAGS", flags)
     monkeypatch.setenv("JAX_NUM_CPU_DEVICES", "1")
-    _prepare_jax(smoke)
+    prepare_jax(smoke)
     assert os.environ["XLA_FLAGS"] == expected
 
 
