@@ -15,7 +15,7 @@ import yaml
 from commands import COMMAND, SMALL, refused
 
 from vgjax.command import list as listing
-from vgjax.command import printing, train
+from vgjax.command import train
 from vgjax.command.cli import main, parse
 from vgjax.config import Config, Hypers
 from vgjax.data.catalogue import DATASETS, EMBEDDED, load
@@ -62,7 +62,7 @@ def test_choices_and_topics_are_those_of_the_rooms():
     hints = get_type_hints(train.Train)
     assert get_args(hints["tensorboard"]) == get_args(tensorboard.Which)
     assert get_args(hints["shard"]) == get_args(parallel.Sharding)
-    assert get_args(listing.Topic) == tuple(printing.TOPICS)
+    assert get_args(listing.Topic) == tuple(listing.TOPICS)
     assert list(optim.CLIPS) == list(get_args(get_type_hints(Config)["clip"]))
 
 
