@@ -58,7 +58,7 @@ def test_every_field_is_an_option_with_its_default_and_unit(capsys):
             assert re.search(r"\[.+\]", help_text), f"{option} has no unit"
 
 
-def test_choices_and_topics_are_those_of_the_rooms():
+def test_choices_and_topics_are_those_of_the_modules():
     hints = get_type_hints(train.Train)
     assert get_args(hints["tensorboard"]) == get_args(tensorboard.Which)
     assert get_args(hints["shard"]) == get_args(parallel.Sharding)

@@ -107,7 +107,7 @@ def parse(argv: list[str]) -> Any:
         Annotated[Clinic, subcommand("clinic")],
         Annotated[List, subcommand("list")],
     ]
-    box = io.StringIO()  # tyro prints its errors in a box
+    box = io.StringIO()  # tyro prints its errors on sys.stderr, in a box of several lines
     try:
         with contextlib.redirect_stderr(box):
             command = tyro.cli(commands, args=argv, prog="vgjax", description=DESCRIPTION)
