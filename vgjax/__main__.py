@@ -1,4 +1,4 @@
-"""The process `vgjax`, or `python -m vgjax`: whatever it is at, a signal ends it with one line."""
+"""The process of `vgjax` and of `python -m vgjax`: a signal ends it with one line and no traceback."""
 
 import os
 import sys
@@ -8,14 +8,16 @@ from vgjax.command.stopping import stop_at_once
 
 
 def main() -> None:
-    """The command `vgjax.command.cli.main`, whose rooms take a while to import."""
+    """Run `vgjax.command.cli.main` and end the process with its exit status."""
     with stop_at_once():
-        from vgjax.command.cli import main
+        from vgjax.command.cli import main  # imported here: a signal may come while the imports run
 
         status = main()
-        with suppress(OSError):  # a full device or closed pipe, said by main; its buffer still holds the text
+        with suppress(OSError):  # main has already reported a full disk or a closed pipe
             sys.stdout.flush()
-        os._exit(status)  # Python's way out waits for the chunk that was begun, and a signal meanwhile is a traceback
+        # os._exit skips Python's own shutdown, which waits for the chunk that JAX is still computing, and which answers
+        # a signal with a traceback. It can go when JAX can cancel a computation that it has started.
+        os._exit(status)
 
 
 if __name__ == "__main__":

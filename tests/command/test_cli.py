@@ -14,7 +14,7 @@ import yaml
 from commands import COMMAND, SMALL, refused
 
 from vgjax.command import list as listing
-from vgjax.command import printing, train
+from vgjax.command import train
 from vgjax.command.cli import main, parse
 from vgjax.config import Config, Hypers
 from vgjax.data.catalogue import DATASETS, EMBEDDED, load
@@ -57,11 +57,11 @@ def test_every_field_is_an_option_with_its_default_and_unit(capsys):
             assert re.search(r"\[.+\]", help_text), f"{option} has no unit"
 
 
-def test_choices_and_topics_are_those_of_the_rooms():
+def test_choices_and_topics_are_those_of_the_modules():
     hints = get_type_hints(train.Train)
     assert get_args(hints["tensorboard"]) == get_args(tensorboard.Which)
     assert get_args(hints["shard"]) == get_args(parallel.Sharding)
-    assert get_args(listing.Topic) == tuple(printing.TOPICS)
+    assert get_args(listing.Topic) == tuple(listing.TOPICS)
     assert list(optim.CLIPS) == list(get_args(get_type_hints(Config)["clip"]))
 
 

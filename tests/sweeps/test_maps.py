@@ -13,7 +13,7 @@ from matplotlib.patches import Rectangle
 from scipy import stats as scipy_stats
 
 from vgjax import run
-from vgjax.command import printing
+from vgjax.command import sweep
 from vgjax.config import Config, Hypers
 from vgjax.data.catalogue import load
 from vgjax.sweeps import map_figures, maps
@@ -190,7 +190,7 @@ def test_best(history: xr.Dataset, capsys: pytest.CaptureFixture) -> None:
     assert accuracy["value"][:kept].is_monotonic_decreasing and accuracy["value"][kept:].isna().all()
     with pytest.raises(ValueError, match="there is no best 'decay'; allowed: validation_accuracy, validation_loss"):
         maps.best(history, "decay")
-    printing.print_best(found, "validation_loss")
+    sweep.print_best(found, "validation_loss")
     _, head, first, *_ = capsys.readouterr().out.splitlines()
     assert head.split()[:5] == ["learning_rate", "depth", "sigma_w2", "validation", "loss"]
     assert [float(word) for word in first.split()[:3]] == list(ranked[0])

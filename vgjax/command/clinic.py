@@ -4,47 +4,50 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 from tyro.conf import Positional, arg
 
-from vgjax.command.options import Folder, cores_are_devices, plain_name
+from vgjax.command.options import Folder, safe_name, use_cores_as_devices
+
+if TYPE_CHECKING:
+    from vgjax.clinic.examination import Report
 
 
 @dataclass(frozen=True)
 class Clinic:
-    """Examine an initializer, or an activation, of your own: whom it resembles, and what it does to signals."""
+    """Examine an initializer or activation of your own: what it resembles, and what it does to signals."""
 
     initializer: Annotated[Positional[str], arg(metavar="INITIALIZER")] = ""
-    """module:function or a name from `vgjax list initializers`; none: each --activation is examined."""
+    """module:function or a name from `vgjax list initializers`; without it, each --activation is examined."""
     activation: Annotated[tuple[str, ...], arg(metavar="NAME …")] = ()
-    """Activations to examine it with, besides tanh, relu and sigmoid; or to be examined themselves [names]."""
+    """Activations to use besides tanh, relu and sigmoid; without INITIALIZER, the ones to examine [names]."""
     out: Folder = None
-    """Folder of the page and its numbers, with a folder each where several are examined; default: clinic/NAME."""
+    """Folder of the page and its numbers; several activations get a folder each inside it; default: clinic/NAME."""
 
     def run(self) -> None:
-        """Examine, write the page and print its table."""
+        """Examine, write the pages and print their tables."""
         if not (self.initializer or self.activation):
             raise ValueError("nothing to examine; allowed: an INITIALIZER, or --activation NAME")
-        cores_are_devices()
+        use_cores_as_devices()
         from vgjax.clinic.examination import ACTIVATIONS, examine_activation, examine_initializer, write
-        from vgjax.command.progress import working
+        from vgjax.command.progress import status_line
 
-        with working() as note:
+        with status_line() as show:
             if self.initializer:
                 activations = tuple(dict.fromkeys((*ACTIVATIONS, *self.activation)))
-                reports = [examine_initializer(self.initializer, activations, note)]
+                reports = [examine_initializer(self.initializer, activations, show)]
             else:
-                reports = [examine_activation(name, note) for name in self.activation]
+                reports = [examine_activation(name, show) for name in self.activation]
         for report in reports:
-            name = plain_name(report.name)
+            name = safe_name(report.name)
             folder = self.out or Path("clinic", name)
             page = write(report, folder / name if self.out and len(reports) > 1 else folder)
             print_report(report, page)
 
 
-def print_report(report: Any, page: Path) -> None:
-    """What the clinic found (`vgjax.clinic.Report`), and where its page is."""
+def print_report(report: Report, page: Path) -> None:
+    """Print the verdicts of a report, and where its page is."""
     from vgjax.command.printing import print_table
     from vgjax.report import number
 

@@ -1,4 +1,4 @@
-"""`vgjax data`: prepare data sets and list those that are ready."""
+"""`vgjax data`: prepare data sets, and list them."""
 
 from __future__ import annotations
 
@@ -7,22 +7,20 @@ from typing import Annotated
 
 from tyro.conf import OmitSubcommandPrefixes, Positional, arg, subcommand
 
-from vgjax.command.options import Folder
+from vgjax.command.options import DataDir, ManualDir
 
 
 @dataclass(frozen=True)
 class Prepare:
-    """Download or read a data set, and keep it as plain arrays."""
+    """Download or read a data set, and store it as plain arrays."""
 
     name: Annotated[Positional[str], arg(metavar="NAME")]
     """A name from `vgjax list datasets`, any TFDS image classification set, or a folder of IDX files."""
-    data_dir: Folder = None
-    """Where to keep it; default: VGJAX_DATA_DIR, TFDS_DATA_DIR or the user's cache [folder]."""
-    manual_dir: Folder = None
-    """Original files, as an alternative to downloading [folder]."""
+    data_dir: DataDir = None
+    manual_dir: ManualDir = None
 
     def run(self) -> None:
-        """Prepare, and say what it is."""
+        """Prepare, and print what the data set holds."""
         from vgjax.data.catalogue import prepare
 
         made = prepare(self.name, self.data_dir, self.manual_dir)
@@ -32,26 +30,31 @@ class Prepare:
 
 
 @dataclass(frozen=True)
-class Ready:
-    """List the data sets: which are ready, and where."""
+class Listing:
+    """List the data sets, and which of them are prepared, and where."""
 
-    data_dir: Folder = None
-    """Where prepared data lie; default: VGJAX_DATA_DIR, TFDS_DATA_DIR or the user's cache [folder]."""
+    data_dir: DataDir = None
 
     def run(self) -> None:
         """Print the table."""
-        from vgjax.command.printing import print_data
+        from vgjax.command.printing import print_table
         from vgjax.data.catalogue import ready
 
-        print_data(ready(self.data_dir))
+        columns = ("name", "ready", "train", "test", "shape", "classes", "where", "source")
+        cells = []
+        for row in ready(self.data_dir):
+            shape = None if row["shape"] is None else "×".join(map(str, row["shape"]))
+            shown = row | {"ready": "yes" if row["ready"] else "no", "shape": shape}
+            cells.append([shown[column] for column in columns])
+        print_table("data sets", columns, cells, ("train", "test", "shape", "classes"))
 
 
 @dataclass(frozen=True)
 class Data:
     """Prepare data sets, or list them."""
 
-    what: OmitSubcommandPrefixes[Annotated[Prepare, subcommand("prepare")] | Annotated[Ready, subcommand("list")]]
+    action: OmitSubcommandPrefixes[Annotated[Prepare, subcommand("prepare")] | Annotated[Listing, subcommand("list")]]
 
     def run(self) -> None:
-        """Do what is asked."""
-        self.what.run()
+        """Run `prepare` or `list`."""
+        self.action.run()

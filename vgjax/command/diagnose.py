@@ -1,4 +1,4 @@
-"""`vgjax diagnose`: what is wrong with the network of a run."""
+"""`vgjax diagnose`: find what is wrong with the network of a run."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 from tyro.conf import FlagCreatePairsOff, Positional, arg
 
-from vgjax.command.options import FAILED, Folder
+from vgjax.command.options import FAILED, DataDir
 
 if TYPE_CHECKING:
     from vgjax.diagnosis.rules import Diagnosis
@@ -19,19 +19,18 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Diagnose:
-    """Say what is wrong with a run's network, with evidence, cause and what to try; and write diagnosis.json to it."""
+    """Say what is wrong with a run's network, with evidence, cause and advice; write diagnosis.json into the run."""
 
     folder: Annotated[Positional[Path], arg(metavar="RUN")]
     """Folder of the run, finished or not."""
     json: FlagCreatePairsOff[bool] = False
     """Print the findings as JSON."""
     fail_on: Literal["serious", "warning", "never"] = "never"
-    """End with status 1 where there is a finding as serious as this, or more."""
-    data_dir: Folder = None
-    """Where prepared data lie; default: VGJAX_DATA_DIR, TFDS_DATA_DIR or the user's cache [folder]."""
+    """End with status 1 if there is a finding of this severity or a worse one."""
+    data_dir: DataDir = None
 
     def run(self) -> None:
-        """Diagnose, print and write."""
+        """Diagnose, write diagnosis.json and print the findings."""
         from vgjax.diagnosis.rules import SEVERITIES, diagnose, write
         from vgjax.training.history import load
 
@@ -47,7 +46,7 @@ class Diagnose:
 
 
 def print_diagnosis(diagnosis: Diagnosis, path: Path) -> None:
-    """The findings, a paragraph each, and where they are written; piped, their lines are not broken."""
+    """Print each finding as a paragraph, and where they are written; without a terminal, lines are not wrapped."""
     several = len({tuple(finding.hypers.values()) for finding in diagnosis.findings}) > 1
     width = shutil.get_terminal_size().columns if sys.stdout.isatty() else sys.maxsize
     for finding in diagnosis.findings:
@@ -56,8 +55,8 @@ def print_diagnosis(diagnosis: Diagnosis, path: Path) -> None:
         when = f" — step{'s' if len(finding.steps) > 1 else ''} {steps}" if steps else ""
         print(f"{finding.severity}: {finding.rule.replace('_', ' ')} — {where}{when}")
         hypers = ", ".join(f"{name} {value:g}" for name, value in finding.hypers.items()) if several else ""
-        said = {"with": hypers, "seen": finding.evidence, "cause": finding.cause, "try": finding.advice}
-        for name, text in said.items():
+        parts = {"with": hypers, "seen": finding.evidence, "cause": finding.cause, "try": finding.advice}
+        for name, text in parts.items():
             if text:
                 print(textwrap.fill(text, width, initial_indent=f"  {name:<7}", subsequent_indent=" " * 9))
         print()

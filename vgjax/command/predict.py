@@ -1,7 +1,4 @@
-"""The other subcommands of `vgjax`: what theory, a data set, an initializer or a run's result has to say.
-
-Rooms that need JAX are imported by the command that needs them, so that `--help` does not wait for it.
-"""
+"""`vgjax predict`: what mean-field theory says of a network before it is trained."""
 
 from __future__ import annotations
 
@@ -11,7 +8,7 @@ from typing import Annotated
 
 from tyro.conf import OmitArgPrefixes, arg
 
-from vgjax.command.options import DEFAULTS, File, Folder
+from vgjax.command.options import DEFAULTS, ConfigFile, DataDir, ManualDir
 from vgjax.config import Config, Hypers, check_hypers
 
 MOST_DRAWS = 100_000
@@ -19,25 +16,22 @@ MOST_DRAWS = 100_000
 
 @dataclass(frozen=True)
 class Predict:
-    """Say, without training, how the signal ought to fare at step 0: mean-field theory, layer by layer, with a band."""
+    """Predict the signal at step 0 without training: mean-field theory, layer by layer, with a 95 % band."""
 
-    config_file: File = None
-    """YAML or TOML with any of the fields below, or the config.yaml of a run; options overrule it [file]."""
+    config_file: ConfigFile = None
     out: Annotated[Path, arg(metavar="NAME")] = Path("prediction")
-    """Where NAME.png, NAME.svg and NAME.csv go, and NAME.json, which says how they were made [file without suffix]."""
+    """Write NAME.png, NAME.svg and NAME.csv, and NAME.json, which says how they were made [file without suffix]."""
     draws: Annotated[int, arg(metavar="INT")] = 64
-    """Random networks whose spread is the band [networks]."""
-    data_dir: Folder = None
-    """Where prepared data lie; default: VGJAX_DATA_DIR, TFDS_DATA_DIR or the user's cache [folder]."""
-    manual_dir: Folder = None
-    """Original files of the data set, as an alternative to downloading [folder]."""
+    """How many random networks to draw; their spread is the band [networks]."""
+    data_dir: DataDir = None
+    manual_dir: ManualDir = None
     config: OmitArgPrefixes[Config] = DEFAULTS.config
-    """The network, its data and batch size; what concerns training alone has no effect here."""
+    """The network, its data and batch size; options of training have no effect here."""
     hypers: OmitArgPrefixes[Hypers] = DEFAULTS.hypers[0]
-    """Of these, σ_w and σ_b matter."""
+    """Only σ_w and σ_b have an effect here."""
 
     def run(self) -> None:
-        """Predict, print and draw."""
+        """Predict, print the table, and write the figure with its numbers."""
         from vgjax import analysis, figures
         from vgjax.command.printing import print_prediction
         from vgjax.data.catalogue import load

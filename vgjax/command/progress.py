@@ -1,4 +1,4 @@
-"""What the command says on stderr while it works."""
+"""What the command prints on stderr while it works."""
 
 from __future__ import annotations
 
@@ -14,31 +14,31 @@ from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, T
 
 from vgjax.command.printing import layer_rms
 
-SECONDS_OF_SPEED = 3600.0
+SPEED_PERIOD = 3600.0  # seconds over which the speed is averaged for the time left
 
 
 @contextlib.contextmanager
-def working() -> Iterator[Callable[[str], None]]:
-    """A line on stderr that says what is going on, while it does; off a terminal, nothing."""
+def status_line() -> Iterator[Callable[[str], None]]:
+    """Give a function that shows a text on stderr while the work goes on; without a terminal it shows nothing."""
     with Console(stderr=True).status("") as status:
         yield status.update
 
 
 class ProgressBar:
-    """A bar on stderr with loss, accuracy, first-layer RMS and the time left; off a terminal, one line at the end.
+    """A bar on stderr with loss, accuracy, first-layer RMS and the time left; without a terminal, one line at the end.
 
-    As a context manager it cleans up; its `update` is what `vgjax.run` wants for `progress`.
+    Use it as a context manager, and give its `update` to `vgjax.run` as `progress`.
     """
 
     def __init__(self) -> None:
         self._bar = Progress(
-            BarColumn(bar_width=10),  # all of it fits into 80 columns
+            BarColumn(bar_width=10),  # so that a line fits into 80 columns
             TaskProgressColumn(),
             TextColumn("{task.description}"),
             TimeRemainingColumn(),
             console=Console(stderr=True),
             disable=not sys.stderr.isatty(),
-            speed_estimate_period=SECONDS_OF_SPEED,
+            speed_estimate_period=SPEED_PERIOD,
         )
         self._task = self._bar.add_task("compiling", total=None)
         self._rms = ""
@@ -53,21 +53,21 @@ class ProgressBar:
         if self._bar.disable and self._last and kind is None:
             print(self._last, file=sys.stderr)
 
-    def update(self, part: xr.Dataset, total: int, done: int | None = None, what: str = "") -> None:
-        """A chunk has landed.
+    def update(self, part: xr.Dataset, total: int, done: int | None = None, prefix: str = "") -> None:
+        """Show the numbers of a chunk.
 
         Args:
-          part: its history.
+          part: the chunk's history.
           total: steps of the whole run.
-          done: of them; None: those of the part's run.
-          what: said before the numbers.
+          done: how many of them are done; None: as many as the part says.
+          prefix: text before the numbers.
         """
         if part.sizes["record"] and "gradient_log10_rms" in part:
             self._rms = f"first-layer RMS {layer_rms(part, -1)[0]:.2g}"
         loss, accuracy = (float(part[name].mean()) for name in ("train_loss", "validation_accuracy"))
         unit = "step" if done is None else "lane step"
         done = int(part["evaluated_at"].values[-1]) if done is None else done
-        seen = "" if np.isnan(accuracy) else f"accuracy {accuracy:.3f}  "
-        numbers = f"{what}loss {loss:.3g}  {seen}{self._rms}"
+        shown_accuracy = "" if np.isnan(accuracy) else f"accuracy {accuracy:.3f}  "
+        numbers = f"{prefix}loss {loss:.3g}  {shown_accuracy}{self._rms}"
         self._bar.update(self._task, completed=done, total=total, description=numbers)
         self._last = f"{unit} {done} of {total}  {numbers}"
