@@ -97,13 +97,13 @@ def _prepare_jax(smoke: bool) -> None:
 
 
 def _print_table(rows: list) -> None:
-    from vgjax.report import number
+    from vgjax.report import format_number
 
     table = Table("experiment", "quantity", "published", "predicted", "measured", "95 % interval", "n", "tolerance", "")
     for row in rows:
         low, high = row.interval
-        numbers = [number(x) for x in (row.published, row.predicted, row.measured)]
-        interval = f"{number(low)} … {number(high)}" if number(low) else ""
+        numbers = [format_number(x) for x in (row.published, row.predicted, row.measured)]
+        interval = f"{format_number(low)} … {format_number(high)}" if format_number(low) else ""
         table.add_row(row.experiment, row.quantity, *numbers, interval, str(row.n_seeds), row.tolerance, row.verdict)
     Console(width=None if sys.stdout.isatty() else 200).print(table)
 

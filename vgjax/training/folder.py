@@ -17,6 +17,7 @@ import yaml
 
 from vgjax.environment import environment, version
 from vgjax.files import read_sealed, whole, write_sealed
+from vgjax.settings import is_same_run
 from vgjax.training import checkpoint, history, parallel
 from vgjax.training.tensorboard import Records, Which
 
@@ -80,7 +81,7 @@ class RunFolder:
         """Whether the folder's run is this one, to be gone on with."""
         there = read_plain(path / "config.yaml")
         check_made_with(path)
-        if _what(there) != _what(about):
+        if not is_same_run(there, about):
             raise ValueError(f"{path} holds another run ({_difference(there, about)}); choose another folder")
         if not resume:
             raise ValueError(f"{path} holds this run already; go on with --resume, or choose another folder")
@@ -249,11 +250,6 @@ def check_made_with(folder: Path) -> None:
         raise ValueError(f"{file} is damaged or missing; it tells with which version the run was begun") from None
     if theirs != ours:
         raise ValueError(f"{folder} was made with vgjax {theirs}, this is {ours}; choose another folder")
-
-
-def _what(about: dict[str, Any]) -> dict[str, Any]:
-    """Less how it runs, which may change."""
-    return {name: value for name, value in about.items() if name != "lanes"}
 
 
 def _difference(there: dict[str, Any], wanted: dict[str, Any]) -> str:
