@@ -53,7 +53,7 @@ def _reproduce(options: Options) -> int:
     _prepare_jax(options.smoke)
     from experiments.reproduction import outcome_of, write_json
     from vgjax.environment import environment
-    from vgjax.figures import save
+    from vgjax.figures import save_figure
     from vgjax.report import write_page
 
     started = time.monotonic()
@@ -76,7 +76,7 @@ def _reproduce(options: Options) -> int:
     folder.mkdir(parents=True, exist_ok=True)
     for outcome in outcomes:
         for picture in outcome.pictures:
-            save(picture.figure, folder / picture.name, picture.table)
+            save_figure(picture.figure, folder / picture.name, picture.table)
     rows = [row for outcome in outcomes for row in outcome.rows]
     write_json(options.out / "reproduction.json", rows, made)
     page = write_page(options.out / "report.html", outcomes, folder, made)

@@ -16,7 +16,7 @@ from paths import TOP
 from vgjax.config import Config
 from vgjax.sweeps import capacity
 from vgjax.sweeps.grid import Grid, read_grid
-from vgjax.sweeps.plan import Slice, bytes_of_lane, cut, estimate, halved, seconds_of_lane, shape
+from vgjax.sweeps.plan import Slice, bytes_of_lane, cut, halved, make_plan, seconds_of_lane, shape
 
 WIDE = Config(dataset="small", hidden=(8,), batch_size=16)
 DEPTHS = Grid(product={"depth": [2, 9, 20], "sigma_w2": [1.0, 2.0, 3.0]}, config=WIDE, seeds=3)
@@ -101,7 +101,7 @@ def test_bytes(optimizer, numbers):
 def test_estimate():
     """Twice the points take twice the time, besides compiling; programs are counted."""
     slices = cut(DEPTHS.expand(), at_most(100))
-    plan = estimate(27, 0, slices, lambda config: small.dataset())
+    plan = make_plan(27, 0, slices, lambda config: small.dataset())
     assert plan.programs == 1 and len(plan.slices) == 3 and plan.points == 27
     assert plan.bytes_there == pytest.approx(capacity.free_bytes(), rel=0.2)
     assert 0 < plan.bytes_needed < plan.bytes_there

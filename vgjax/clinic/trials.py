@@ -38,7 +38,7 @@ DEEP = Config(
 TRAINED = replace(DEEP, hidden=(64,) * 8, batch_size=50, steps=150, record=())
 HYPERS = Hypers(learning_rate=0.1)
 N_SEEDS = 8
-CROSSED = 6  # depth scales ξ_c over which a network can be trained (Schoenholz et al. 2017, 1611.01232)
+DEPTH_SCALES = 6  # depth scales ξ_c over which a network can be trained (Schoenholz et al. 2017, 1611.01232)
 ROUNDING = 1e-6  # error of χ₁ at a critical σ_w² that was found numerically
 ALMOST_INFINITE = 1e8  # a q so large that only the slopes for very large inputs count
 
@@ -64,7 +64,7 @@ def phase(phi: str | Activation, sigma_w2: Estimate) -> Phase:
     low, high = min(chi1), max(chi1)
     is_critical = low - ROUNDING <= 1 <= high + ROUNDING
     depths = [
-        CROSSED / abs(np.log(growth)) if np.isinf(fixed.q) else CROSSED * fixed.xi_c
+        DEPTH_SCALES / abs(np.log(growth)) if np.isinf(fixed.q) else DEPTH_SCALES * fixed.xi_c
         for growth, fixed in zip(chi1, at, strict=True)
     ]
     depth = (min(depths), np.inf) if is_critical else (min(depths), max(depths))

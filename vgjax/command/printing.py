@@ -17,11 +17,11 @@ from rich.table import Table
 from vgjax.analysis import departure
 from vgjax.names import text_of
 from vgjax.network.model import ModuleRow
-from vgjax.sweeps.maps import best
+from vgjax.sweeps.tables import best
 
 if TYPE_CHECKING:
-    from vgjax.sweeps.plan import Plan, Slice
-    from vgjax.sweeps.reruns import Rerun
+    from vgjax.sweeps.plan import Slice, SweepPlan
+    from vgjax.sweeps.reruns import RerunResult
 
 WIDTH_OF_A_PIPE = 200
 UNDEFINED = "undefined"
@@ -119,7 +119,7 @@ def print_run(history: xr.Dataset, folder: Path, has_curves: bool) -> None:
         print(f"curves      {sys.executable} -m tensorboard.main --logdir {folder / 'tensorboard'}")
 
 
-def print_rerun(again: Rerun) -> None:
+def print_rerun(again: RerunResult) -> None:
     """Whether a result came out the same, and else what differs, and what it was made with."""
     lanes, n = again.history.sizes["lane"], len(again.history.variables)
     if not again.differences:
@@ -246,11 +246,11 @@ def layer_rms(history: xr.Dataset, record: int) -> np.ndarray:
     return 10 ** history["gradient_log10_rms"].isel(record=record).astype(np.float64).mean("lane").values
 
 
-def print_plan(plan: Plan) -> None:
+def print_plan(plan: SweepPlan) -> None:
     """What a sweep is going to do: which programs, for how many runs, and what they need.
 
     Args:
-      plan: by `vgjax.sweeps.plan.estimate`.
+      plan: by `vgjax.sweeps.plan.make_plan`.
     """
     programs: dict[Any, list[Slice]] = {}
     for one in plan.slices:
@@ -293,7 +293,7 @@ def print_best(table: pd.DataFrame, value: str) -> None:
     """The best settings of a sweep, the best first.
 
     Args:
-      table: by `vgjax.sweeps.maps.best`.
+      table: by `vgjax.sweeps.tables.best`.
       value: what they are best in.
     """
     names = list(table.columns[: table.columns.get_loc("value")])

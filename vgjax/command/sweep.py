@@ -49,20 +49,20 @@ class Sweep:
         from vgjax.command.printing import print_plan, print_sweep
         from vgjax.command.progress import ProgressBar
         from vgjax.command.stopping import stop_after_chunk, stop_at_once
-        from vgjax.sweeps import map_figures, maps
+        from vgjax.sweeps import map_figures, tables
         from vgjax.sweeps.grid import read_grid
-        from vgjax.sweeps.sweep import Job
+        from vgjax.sweeps.sweep import Job, SweepOptions
         from vgjax.training import parallel
         from vgjax.training.processes import joined
 
         grid = read_grid(self.file)
         for spec in self.plot:
-            maps.check_plot(spec, grid.expand())
+            tables.check_plot(spec, grid.expand())
         folder = self.out or Path("sweeps", self.file.stem)
         how = {name: getattr(self, name) for name in ("data_dir", "manual_dir", "lanes", "shard", "devices")}
         advice = functools.partial(self._advice, folder)
         with joined(self.distributed):
-            job = Job(grid, folder, **how)
+            job = Job(grid, SweepOptions(folder, **how))
             if parallel.is_first():
                 print_plan(job.plan)
             if self.dry_run:
