@@ -179,7 +179,7 @@ def decay(rms: xr.DataArray) -> xr.DataArray:
     """
     hidden = rms.astype(np.float64).isel(layer=slice(None, -1))
     with np.errstate(divide="ignore", invalid="ignore"):  # logarithms of 0 and of NaN
-        return decay_of_logs(np.log10(hidden), np.arange(hidden.sizes["layer"]))
+        return decay_of_logs(xr.ufuncs.log10(hidden), np.arange(hidden.sizes["layer"]))
 
 
 def decay_of_logs(log10_rms: xr.DataArray, numbers: np.ndarray) -> xr.DataArray:
@@ -195,7 +195,7 @@ def decay_of_logs(log10_rms: xr.DataArray, numbers: np.ndarray) -> xr.DataArray:
     """
     if len(numbers) < 2:
         return np.nan * log10_rms.sum("layer")
-    is_zero, is_finite = log10_rms == -np.inf, np.isfinite(log10_rms)
+    is_zero, is_finite = log10_rms == -np.inf, xr.ufuncs.isfinite(log10_rms)
     place = xr.DataArray(numbers - numbers.mean(), dims="layer")
     slope = (place * log10_rms.where(is_finite)).sum("layer", skipna=False) / np.square(place).sum()
     falls_to_zero = (is_zero | is_finite).all("layer") & is_zero.any("layer") & is_finite.any("layer")

@@ -15,7 +15,7 @@ from typing import NamedTuple
 import numpy as np
 import xarray as xr
 
-from vgjax.config import Config
+from vgjax.config import Config, Named
 from vgjax.data.batches import check_sizes
 from vgjax.data.catalogue import Dataset, load
 from vgjax.environment import environment
@@ -142,7 +142,7 @@ class Job:
         """The data set of a config."""
         return self._data[config.dataset]
 
-    def _load(self, name: str) -> Dataset:
+    def _load(self, name: Named) -> Dataset:
         """Load a data set in every process; the first process prepares it, if it has to be prepared."""
         if self.options.dataset:
             return self.options.dataset
