@@ -57,7 +57,7 @@ def _reproduce(options: Options) -> int:
     prepare_jax(options.smoke)
     from experiments.reproduction import outcome_of, write_json
     from vgjax.environment import environment
-    from vgjax.figures import save
+    from vgjax.figures import save_figure
     from vgjax.report import write_page
 
     started = time.monotonic()
@@ -80,7 +80,7 @@ def _reproduce(options: Options) -> int:
     folder.mkdir(parents=True, exist_ok=True)
     for outcome in outcomes:
         for picture in outcome.pictures:
-            save(picture.figure, folder / picture.name, picture.table)
+            save_figure(picture.figure, folder / picture.name, picture.table)
     rows = [row for outcome in outcomes for row in outcome.rows]
     write_json(options.out / "reproduction.json", rows, provenance)
     page = write_page(options.out / "report.html", outcomes, folder, provenance)
@@ -103,13 +103,13 @@ def prepare_jax(smoke: bool) -> None:
 
 
 def _print_table(rows: list) -> None:
-    from vgjax.report import number
+    from vgjax.report import format_number
 
     table = Table("experiment", "quantity", "published", "predicted", "measured", "95 % interval", "n", "tolerance", "")
     for row in rows:
         low, high = row.interval
-        numbers = [number(x) for x in (row.published, row.predicted, row.measured)]
-        interval = f"{number(low)} … {number(high)}" if number(low) else ""
+        numbers = [format_number(x) for x in (row.published, row.predicted, row.measured)]
+        interval = f"{format_number(low)} … {format_number(high)}" if format_number(low) else ""
         table.add_row(row.experiment, row.quantity, *numbers, interval, str(row.n_seeds), row.tolerance, row.verdict)
     Console(width=None if sys.stdout.isatty() else 200).print(table)
 

@@ -168,10 +168,10 @@ def test_compared_by_hand(deep: xr.Dataset) -> None:
 
 
 def test_decay_is_a_slope() -> None:
-    """Of known decades a layer, the last layer left out; what vanished altogether has none."""
+    """Of known decades a layer, without the last layer; infinite where one layer is 0, undefined where all are."""
     rms = xr.DataArray(10.0 ** np.array([[-9, -7, -5, -3, 0], [1, 0, -1, -2, 9]]), dims=("lane", "layer"))
     np.testing.assert_allclose(analysis.decay(rms), [2, -1], rtol=1e-12)
-    assert not np.isfinite(analysis.decay(rms.where(rms > 1e-8, 0.0))[0])
+    assert analysis.decay(rms.where(rms > 1e-8, 0.0))[0] == np.inf and np.isnan(analysis.decay(0 * rms)).all()
     assert np.isnan(analysis.decay(rms[:, :2])).all()
 
 
@@ -197,7 +197,7 @@ def test_histories_that_cannot_be_compared(deep: xr.Dataset) -> None:
     """One that does not say what was run, and one without any of the signals."""
     with pytest.raises(ValueError, match="does not say which run it is; allowed"):
         analysis.signals(deep.drop_attrs(), load("digits"))
-    with pytest.raises(ValueError, match="nothing was recorded that is predicted; allowed"):
+    with pytest.raises(ValueError, match="no predicted quantity was recorded; allowed"):
         analysis.compared(deep[["loss"]], analysis.prediction(DEEP, Hypers(), load("digits"), n_draws=2))
 
 

@@ -13,7 +13,7 @@ from paths import TOP
 import vgjax
 
 HEAVY = {"tensorflow", "tensorflow_datasets", "matplotlib", "clu"}
-DRAWING = {"vgjax.figures", "vgjax.clinic.figures", "vgjax.sweeps.map_figures"}
+DRAWING = {"vgjax.figures", "vgjax.clinic.clinic_figures", "vgjax.sweeps.map_figures"}
 MODULES = [module.name for module in pkgutil.walk_packages(vgjax.__path__, "vgjax.")]
 
 

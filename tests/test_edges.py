@@ -220,11 +220,11 @@ def test_depth_300():
 
 
 def test_estimates_of_what_is_not_finite():
-    """A mean of infinities has no interval, and a decay with a vanished layer no slope."""
+    """A mean of infinities has no interval, and the decay of a vanished layer is infinite."""
     found = analysis.estimate(np.array([np.inf, 1.0, 2.0]))
     assert found.value == np.inf and np.isnan([found.low, found.high]).all()
     rows = xr.DataArray([[1.0, 0.0, 1.0, 1.0], [1.0, 0.0, np.inf, 1.0], [4.0, 2.0, 1.0, 1.0]], dims=("lane", "layer"))
-    np.testing.assert_allclose(analysis.decay(rows), [np.nan, np.nan, -np.log10(2)])
+    np.testing.assert_allclose(analysis.decay(rows), [np.inf, np.nan, -np.log10(2)])
     draws = {name: (("draw", "layer"), np.full((4, 4), np.inf)) for name in analysis.SIGNALS}
     band = analysis.band(xr.Dataset(draws, {"layer": [f"layer_{i}" for i in range(1, 5)]}))
     assert np.isnan(band["predicted_decay"])

@@ -1,4 +1,4 @@
-"""What a history says, in numbers: means with intervals over seeds, ratios, histograms; and the theory beside it."""
+"""Numbers from a history: means with intervals over seeds, ratios, magnitude histograms, comparison with theory."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from vgjax.settings import run_of
 from vgjax.theory import profiles
 from vgjax.theory.ensemble import draw_networks
 
-SIGNALS = {  # what prediction and measurement are compared in
+SIGNALS = {  # quantities that are both predicted and measured
     "activation_rms": "RMS of the activations",
     "delta_rms": "RMS of δ = ∂loss/∂z",
     "gradient_rms": "RMS of the weight gradient",
@@ -31,11 +31,15 @@ class Estimate(NamedTuple):
     high: float
     n: int
 
+    def times(self, factor: float) -> Estimate:
+        """The estimate of a positive multiple."""
+        return Estimate(factor * self.value, factor * self.low, factor * self.high, self.n)
+
 
 def estimate(values: np.ndarray, confidence: float = 0.95) -> Estimate:
     """Mean and Student-t interval, 95 % by default, of independent values.
 
-    The interval is NaN, undefined, for a single value, and where the mean is not finite.
+    The interval is NaN for a single value and for a mean that is not finite.
 
     >>> estimate(np.array([1.0, 2.0, 3.0])).value
     2.0
@@ -49,15 +53,18 @@ def estimate(values: np.ndarray, confidence: float = 0.95) -> Estimate:
 
 
 def interval(values: xr.DataArray, along: str = "seed") -> xr.Dataset:
-    """`estimate` along one dimension, elsewhere element by element: mean, low and high."""
+    """`estimate` along one dimension: mean, low and high of every other element."""
     n, mean = values.sizes[along], values.mean(along)
-    with np.errstate(invalid="ignore"):  # a mean that is not finite
+    with np.errstate(invalid="ignore"):  # the mean may be infinite
         half = scipy_stats.t.ppf(0.975, n - 1) * values.std(along, ddof=1) / np.sqrt(n) if n > 1 else np.nan
         return xr.Dataset({"mean": mean, "low": mean - half, "high": mean + half})
 
 
 def geometric_estimate(values: np.ndarray) -> Estimate:
-    """As `estimate`, of the logarithms: for gradients, which spread over magnitudes; with zeros 0, its interval NaN."""
+    """Geometric mean and interval: `estimate` of the logarithms. For gradients, which spread over many decades.
+
+    Where a value is 0, the mean is 0 and the interval NaN.
+    """
     with np.errstate(divide="ignore", invalid="ignore"):
         logs = np.log(np.asarray(values, np.float64))
         mean = estimate(logs)
@@ -65,20 +72,20 @@ def geometric_estimate(values: np.ndarray) -> Estimate:
 
 
 def share_estimate(values: np.ndarray) -> Estimate:
-    """As `estimate`, of shares, such as accuracies: no more of the interval than lies between 0 and 1."""
+    """`estimate` of shares, such as accuracies; the interval is cut at 0 and at 1."""
     mean = estimate(values)
     return mean._replace(low=float(np.clip(mean.low, 0, 1)), high=float(np.clip(mean.high, 0, 1)))
 
 
 def by_seed(values: xr.DataArray) -> xr.DataArray:
-    """Average what belongs to one seed (its replicas): [lane, …] → [seed, …]; seeds are the independent draws."""
+    """Average the lanes (replicas) of each seed: [lane, …] → [seed, …]. Only seeds are independent draws."""
     return values.groupby("seed").mean("lane")
 
 
 def layer_ratio(history: xr.Dataset, record: int = 0, last_hidden: bool = True) -> xr.DataArray:
-    """RMS of the first layer's weight gradient over that of the last hidden layer's, per lane.
+    """RMS of the first layer's weight gradient, divided by that of the last hidden layer's, for each lane.
 
-    The output layer is left out by default: its gradient has passed no activation. NaN where both have vanished.
+    By default the output layer is left out: its gradient has passed no activation. NaN where both are 0.
     """
     rms = history["gradient_log10_rms"].isel(record=record).astype(np.float64)
     with np.errstate(invalid="ignore"):
@@ -86,7 +93,7 @@ def layer_ratio(history: xr.Dataset, record: int = 0, last_hidden: bool = True) 
 
 
 def layer_spread(history: xr.Dataset, record: int = 0) -> xr.DataArray:
-    """Standard deviation over the hidden layers of log₁₀ RMS of the weight gradient, per lane [decades].
+    """Standard deviation of log₁₀ RMS of the weight gradient over the hidden layers, for each lane [decades].
 
     NaN where the gradient of a layer is 0 or not finite.
     """
@@ -96,7 +103,7 @@ def layer_spread(history: xr.Dataset, record: int = 0) -> xr.DataArray:
 
 
 def magnitude_histogram(history: xr.Dataset, name: str) -> xr.DataArray:
-    """Share of elements per octave of magnitude, both signs together: [lane, record, layer, octave].
+    """Share of elements in each octave of magnitude, both signs together: [lane, record, layer, octave].
 
     Args:
       history: with histograms.
@@ -115,25 +122,24 @@ def magnitude_histogram(history: xr.Dataset, name: str) -> xr.DataArray:
 def prediction(
     config: Config, hypers: Hypers, dataset: Dataset, n_draws: int = 64, most_examples: int = 128
 ) -> xr.Dataset:
-    """What the statistics ought to be at step 0: random networks of these widths, see `ensemble.draw_networks`.
+    """Predict the statistics at step 0 from random networks of these widths (see `ensemble.draw_networks`).
 
     Args:
       config: the network, its scaling, batch_size, replicas and reduction.
       hypers: σ_w and σ_b.
       dataset: what the batches are drawn from.
-      n_draws: networks, each on a batch of its own.
-      most_examples: no more than so many of a batch are looked at.
+      n_draws: number of networks; each gets its own batch.
+      most_examples: largest number of examples of a batch that the networks are given.
 
     Returns:
-      activation_rms, delta_rms and gradient_rms, each [draw, layer]; their spread over draws is the finite-width band.
+      activation_rms, delta_rms and gradient_rms, each [draw, layer]. Their spread over draws is the finite-width band.
     """
-    train, _ = batches.arrays(dataset, config)
-    inputs, labels, shift, scale = map(np.asarray, train)
-    batch_size = min(config.batch_size // config.replicas, len(labels))
+    train = batches.host_examples(dataset, config)
+    n = len(train.labels)
+    batch_size = min(config.batch_size // config.replicas, n)
     rng = np.random.default_rng(0)
-    rows = np.stack([rng.choice(len(labels), min(batch_size, most_examples), replace=False) for _ in range(n_draws)])
-    x = (inputs[rows].astype(np.float64) - shift) * scale
-    draws = draw_networks(config, hypers, x, labels[rows], dataset.classes, batch_size)
+    rows = np.stack([rng.choice(n, min(batch_size, most_examples), replace=False) for _ in range(n_draws)])
+    draws = draw_networks(config, hypers, train.scaled(rows), train.labels[rows], dataset.classes, batch_size)
     names = [f"layer_{i}" for i in range(1, len(config.hidden) + 2)]
     signals = ("activation_rms", "delta_rms", "gradient_rms")
     columns = {name: (("draw", "layer"), getattr(draws, name)) for name in signals}
@@ -141,18 +147,17 @@ def prediction(
 
 
 def infinite_width(config: Config, hypers: Hypers, dataset: Dataset) -> xr.Dataset:
-    """σ_w², and for plain networks q and χ₁ of an example of mean length, layer by layer, at infinite width.
+    """σ_w² of every layer; for plain networks also q and χ₁ of an example of mean length, at infinite width.
 
     Returns:
-      fan_in, fan_out, sigma_w2, q and chi1, [layer]; q and chi1 are NaN with norms or branches.
+      fan_in, fan_out, sigma_w2, q and chi1, [layer]. With norms or branches, q and chi1 are NaN.
     """
-    train, _ = batches.arrays(dataset, config)
-    inputs, _, shift, scale = map(np.asarray, train)
-    widths = (inputs.shape[1], *config.hidden, dataset.classes)
+    train = batches.host_examples(dataset, config)
+    widths = (train.inputs.shape[1], *config.hidden, dataset.classes)
     variances = profiles.layer_variances(widths, config.initializer, config.output_initializer or None, hypers.sigma_w)
     q = growth = np.full(len(variances), np.nan)
     if config.norm == "none" and config.branch == "plain":
-        square = float(np.mean(np.square((inputs[:10_000].astype(np.float64) - shift) * scale)))
+        square = float(np.mean(np.square(train.scaled(slice(10_000)))))
         sigma_b = hypers.sigma_b if config.bias else 0.0
         q, growth = profiles.length_profile(square, config.activation, variances, sigma_b)
     columns = {"fan_in": widths[:-1], "fan_out": widths[1:], "sigma_w2": variances, "q": q, "chi1": growth}
@@ -166,23 +171,41 @@ def decay(rms: xr.DataArray) -> xr.DataArray:
     In a wide network of equal widths it is −½ log₁₀ χ₁: positive where gradients vanish, negative where they explode.
 
     Args:
-      rms: delta_rms, [..., layer], of a history or a prediction, all layers. The last one is left out: its δ is the
-        loss's own.
+      rms: delta_rms, [..., layer], of a history or a prediction, all layers. The last one is left out: its δ comes
+        from the loss alone.
 
     Returns:
-      [...]; NaN where a layer's δ is 0 or not finite, or hidden layers are fewer than two.
+      [...]; infinite or NaN in the cases that `decay_of_logs` names.
     """
     hidden = rms.astype(np.float64).isel(layer=slice(None, -1))
-    place = xr.DataArray(np.arange(hidden.sizes["layer"]) - (hidden.sizes["layer"] - 1) / 2, dims="layer")
-    with np.errstate(divide="ignore", invalid="ignore"):
-        logs = np.log10(hidden)
-        return (place * xr.where(np.isfinite(logs), logs, np.nan)).sum("layer", skipna=False) / np.square(place).sum()
+    with np.errstate(divide="ignore", invalid="ignore"):  # logarithms of 0 and of NaN
+        return decay_of_logs(xr.ufuncs.log10(hidden), np.arange(hidden.sizes["layer"]))
+
+
+def decay_of_logs(log10_rms: xr.DataArray, numbers: np.ndarray) -> xr.DataArray:
+    """The least-squares slope of log₁₀ RMS against the layer's number [decades per layer].
+
+    Args:
+      log10_rms: float64 [..., layer]; −∞ where the RMS is 0.
+      numbers: of the layers, [layer].
+
+    Returns:
+      [...]; infinite where the RMS is 0 in some of the layers; NaN where it is 0 in all of them or not finite in any,
+      and of fewer than two layers.
+    """
+    if len(numbers) < 2:
+        return np.nan * log10_rms.sum("layer")
+    is_zero, is_finite = log10_rms == -np.inf, xr.ufuncs.isfinite(log10_rms)
+    place = xr.DataArray(numbers - numbers.mean(), dims="layer")
+    slope = (place * log10_rms.where(is_finite)).sum("layer", skipna=False) / np.square(place).sum()
+    falls_to_zero = (is_zero | is_finite).all("layer") & is_zero.any("layer") & is_finite.any("layer")
+    return slope.where(~falls_to_zero, np.inf)
 
 
 def root_mean_squares(data: xr.Dataset) -> xr.Dataset:
-    """activation_rms, delta_rms and gradient_rms of a history or a prediction, float64, as far as it has them.
+    """Those of activation_rms, delta_rms and gradient_rms that a history or a prediction has, in float64.
 
-    By way of the logarithms, so that what float32 cannot hold is there too.
+    They are computed from the recorded logarithms where there are any: these reach below float32's smallest number.
     """
     found = {name: data[name].astype(np.float64) for name in SIGNALS if name in data}
     for name in ("delta", "gradient"):
@@ -199,11 +222,11 @@ def band(predicted: xr.Dataset) -> xr.Dataset:
 
     Returns:
       predicted, predicted_low, predicted_high, [signal, layer]; predicted_decay, predicted_decay_low,
-      predicted_decay_high, of single networks.
+      predicted_decay_high: median and band of the decay of a single network.
     """
     quantiles = {"": 0.5, "_low": 0.025, "_high": 0.975}
     values = {"predicted": predicted.to_dataarray("signal"), "predicted_decay": decay(predicted["delta_rms"])}
-    with np.errstate(invalid="ignore"):  # between draws beyond float64
+    with np.errstate(invalid="ignore"):  # draws may leave float64
         return xr.Dataset(
             {
                 f"{name}{end}": value.quantile(q, "draw", skipna=False).drop_vars("quantile")
@@ -221,13 +244,13 @@ def compared(history: xr.Dataset, predicted: xr.Dataset) -> xr.Dataset:
       predicted: by `prediction`.
 
     Returns:
-      measured: the geometric mean over lanes, measured_low and measured_high: least and largest, [signal, record,
-      layer], coordinate `step`; decay with its interval over seeds, decay_low and decay_high, [record], where δ of
-      all layers was recorded; and the `band`.
+      measured: the geometric mean over lanes, [signal, record, layer], coordinate `step`; measured_low and
+      measured_high: the smallest and largest lane; decay, decay_low and decay_high: mean and interval over seeds,
+      [record], if δ of all layers was recorded; and the variables of `band`.
     """
     rms = root_mean_squares(history)
     if not rms:
-        raise ValueError("nothing was recorded that is predicted; allowed: record norms, deltas or activations")
+        raise ValueError("no predicted quantity was recorded; allowed: record norms, deltas or activations")
     with np.errstate(divide="ignore", invalid="ignore"):
         logs = xr.ufuncs.log(rms.to_dataarray("signal"))
         found = {"measured": logs.mean("lane"), "measured_low": logs.min("lane"), "measured_high": logs.max("lane")}
@@ -241,7 +264,9 @@ def compared(history: xr.Dataset, predicted: xr.Dataset) -> xr.Dataset:
 
 
 def departure(side_by_side: xr.Dataset) -> xr.DataArray:
-    """How far the network is from the theory of its start: RMS over layers of log₁₀(measured / predicted) [decades].
+    """How far training has moved the network from the prediction for step 0 [decades].
+
+    It is the RMS over layers of log₁₀(measured / predicted).
 
     Args:
       side_by_side: by `compared`.
@@ -255,7 +280,7 @@ def departure(side_by_side: xr.Dataset) -> xr.DataArray:
 
 
 def signals(history: xr.Dataset, dataset: Dataset) -> dict[str, xr.Dataset]:
-    """`compared`, for each σ_w and σ_b in a run: what tells them apart → measurement and prediction."""
+    """`compared` for each pair of σ_w and σ_b in a run: a label, "" if there is one pair → the comparison."""
     run = run_of(history)
     starts = dict.fromkeys((hypers.sigma_w, hypers.sigma_b) for hypers in run.hypers)
     found = {}
@@ -273,21 +298,20 @@ def closed_form(config: Config, data: Dataset, n_batches: int = 4) -> np.ndarray
     Args:
       config: a plain network, and its scaling, batch_size, replicas and reduction.
       data: what the batches are drawn from.
-      n_batches: how many (by one generator, seed 0).
+      n_batches: number of batches, drawn with seed 0.
 
     Returns:
       [layers], in the units of `gradient_rms`.
     """
-    train, _ = batches.arrays(data, config)
-    inputs, labels, shift, scale = map(np.asarray, train)
-    widths = (inputs.shape[1], *config.hidden, data.classes)
+    train = batches.host_examples(data, config)
+    widths = (train.inputs.shape[1], *config.hidden, data.classes)
     rng = np.random.default_rng(0)
     squares = []
     for _ in range(n_batches):
-        batch = rng.choice(len(labels), config.batch_size // config.replicas, replace=False)
+        batch = rng.choice(len(train.labels), config.batch_size // config.replicas, replace=False)
         rms = profiles.predicted_profile(
-            (inputs[batch].astype(np.float64) - shift) * scale,
-            labels[batch],
+            train.scaled(batch),
+            train.labels[batch],
             widths,
             config.activation,
             config.initializer,

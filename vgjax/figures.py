@@ -1,6 +1,6 @@
-"""Tables to matplotlib, all in one style; computes nothing.
+"""Draw tables with matplotlib in one style; nothing is computed here.
 
-Measurements are points joined by lines, with a band for their spread; theory is a dashed line without points.
+Measurements are points joined by lines, with a band for their spread. Theory is a dashed line without points.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ R = TypeVar("R")
 
 
 def styled(draw: Callable[P, R]) -> Callable[P, R]:
-    """Run a drawing function in the package's style, leaving the user's own settings alone."""
+    """Run a drawing function in the package's style; the user's own settings stay as they are."""
 
     def inner(*args: P.args, **kwargs: P.kwargs) -> R:
         with mpl.rc_context(fname=str(STYLE)):
@@ -42,7 +42,7 @@ def styled(draw: Callable[P, R]) -> Callable[P, R]:
 
 
 def panels(rows: int = 1, columns: int = 1, width: float = 4.0, height: float = 3.0, **kwargs: Any) -> tuple:
-    """A figure and its axes [rows, columns], each panel width × height inches; no global state of pyplot."""
+    """A figure and its axes [rows, columns], each panel width × height inches. It does not touch pyplot's state."""
     figure = Figure(figsize=(columns * width, rows * height))
     return figure, figure.subplots(rows, columns, squeeze=False, **kwargs)
 
@@ -56,7 +56,7 @@ def series(
 
 
 def points(axes: Axes, x: ArrayLike, found: xr.Dataset, which: int, label: str | None = None) -> None:
-    """Measured points, not joined: where theory draws the line; `found`: by `analysis.interval`, as many as x."""
+    """Measured points without a line, for plots in which theory is the line; `found`: by `analysis.interval`."""
     y, low, high = (np.atleast_1d(found[end].values) for end in ("mean", "low", "high"))
     axes.errorbar(
         np.atleast_1d(x), y, [y - low, high - y], linestyle="none", marker=MARKERS[which % len(MARKERS)],
@@ -70,12 +70,12 @@ def theory_line(axes: Axes, x: ArrayLike, y: ArrayLike, which: int, label: str |
 
 
 def theory_band(axes: Axes, x: ArrayLike, low: ArrayLike, high: ArrayLike, label: str | None = None) -> None:
-    """Where theory expects the middle 95 % of single networks: grey, below everything."""
+    """The predicted band of the middle 95 % of single networks: grey, behind everything."""
     axes.fill_between(x, low, high, color="0.85", linewidth=0, zorder=0, label=label)
 
 
 def published_points(axes: Axes, x: ArrayLike, y: ArrayLike, which: int, label: str | None = None) -> None:
-    """Published values: large hollow points in black rims, above everything."""
+    """Published values: large hollow points with black rims, in front of everything."""
     axes.plot(
         x, y, linestyle="none", marker=MARKERS[which % len(MARKERS)], markersize=7, markerfacecolor="none",
         markeredgecolor="black", markeredgewidth=0.9, zorder=5, label=label,
@@ -83,14 +83,14 @@ def published_points(axes: Axes, x: ArrayLike, y: ArrayLike, which: int, label: 
 
 
 def octave_map(axes: Axes, x: ArrayLike, exponents: np.ndarray, shares: np.ndarray, most: float) -> Any:
-    """How magnitudes are spread over time: share per octave as a map, log₁₀ magnitude upwards.
+    """A map of magnitudes over time: colour is the share of each octave, the vertical axis log₁₀ magnitude.
 
     Args:
-      axes: where.
+      axes: where to draw.
       x: times [records].
-      exponents: binary exponent of each octave.
+      exponents: binary exponents of the octaves.
       shares: [records, octaves].
-      most: the share at the top of the colour scale.
+      most: largest share of the colour scale.
     """
     seen = np.flatnonzero(shares.max(0) > 1e-3)
     span = slice(seen[0], seen[-1] + 1) if seen.size else slice(None)
@@ -110,7 +110,7 @@ def octave_map(axes: Axes, x: ArrayLike, exponents: np.ndarray, shares: np.ndarr
 
 
 def label_ends(axes: Axes, x: float, labels: dict[str, tuple[float, int]], gap: float = 0.06) -> None:
-    """Name lines at their right ends, (y, colour index) each, pushed apart so that names do not overlap."""
+    """Write the names of lines at their right ends: name → (y, colour index). Names are moved apart to not overlap."""
     to_axes = axes.transData + axes.transAxes.inverted()
     places = sorted((to_axes.transform((x, y))[1], name, which) for name, (y, which) in labels.items())
     heights = [place for place, _, _ in places]
@@ -122,12 +122,13 @@ def label_ends(axes: Axes, x: float, labels: dict[str, tuple[float, int]], gap: 
 
 @styled
 def signal(rows: Mapping[str, xr.Dataset], names: Mapping[str, str], most_steps: int = 4) -> Figure:
-    """How the signal fares from layer to layer: the predicted band, and step 0 and later steps on it.
+    """The signal over the layers: the predicted band, and the measurement at step 0 and at later steps.
 
     Args:
-      rows: one a start: what it is called → `analysis.compared`, or `analysis.band` where nothing was measured.
-      names: what each signal is called.
-      most_steps: records that are shown.
+      rows: title of the row → `analysis.compared`, or `analysis.band` if nothing was measured; a row for each pair of
+        σ_w and σ_b.
+      names: signal → its title.
+      most_steps: largest number of records that are drawn.
     """
     columns = [name for name in names if all(name in row["signal"] for row in rows.values())]
     figure, panels_ = panels(len(rows), len(columns), width=3.6, height=3.0)
@@ -135,7 +136,7 @@ def signal(rows: Mapping[str, xr.Dataset], names: Mapping[str, str], most_steps:
         layers = [int(name.rpartition("_")[2]) for name in row["layer"].values]
         for name, axes in zip(columns, line, strict=True):
             one = row.sel(signal=name)
-            one = one.where((one > 1e-150) & (one < 1e150))  # what a logarithmic axis can hold
+            one = one.where((one > 1e-150) & (one < 1e150))  # the range that matplotlib's logarithmic axis can draw
             theory_band(axes, layers, one["predicted_low"], one["predicted_high"], "predicted, 95 %")
             axes.plot(layers, one["predicted"], color="0.35", linestyle="--", linewidth=1.1)
             if "measured" in one:
@@ -157,28 +158,28 @@ def _steps(axes: Axes, layers: list[int], one: xr.Dataset, most: int) -> None:
 
 
 def write_signal(path: Path, rows: Mapping[str, xr.Dataset], names: Mapping[str, str]) -> Path:
-    """Draw `signal`, and write it beside the numbers as path.png, path.svg and path.csv.
+    """Draw `signal`; write it as path.png and path.svg, and its numbers as path.csv.
 
     Returns:
       The PNG.
     """
     tables = [row.to_dataframe().reset_index().assign(start=title) for title, row in rows.items()]
-    save(signal(rows, names), path, pd.concat(tables))
+    save_figure(signal(rows, names), path, pd.concat(tables))
     return Path(f"{path}.png")
 
 
 def as_png(figure: Figure) -> bytes:
-    """The picture itself; in the style, whose colours are looked up when it is drawn."""
+    """The figure as PNG, in the package's style: matplotlib looks colours up when it draws."""
     picture = io.BytesIO()
     with mpl.rc_context(fname=str(STYLE)):
         figure.savefig(picture, format="png")
     return picture.getvalue()
 
 
-def save(figure: Figure, path: Path, table: pd.DataFrame) -> None:
-    """Write path.png, path.svg and, with the numbers, path.csv, each whole or not at all.
+def save_figure(figure: Figure, path: Path, table: pd.DataFrame) -> None:
+    """Write path.png, path.svg and the numbers as path.csv, each complete or not at all.
 
-    The pictures say (`Description`, JSON) with which versions, devices and commit they were made.
+    The metadata of the pictures (`Description`, JSON) has the versions, devices and commit that made them.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     made = {"Description": json.dumps({name: value for name, value in environment().items() if name != "date"})}

@@ -1,4 +1,4 @@
-"""One self-contained HTML page: tables, figures inline, the sentence that says what to look for, the environment."""
+"""Write self-contained HTML pages: tables, figures with captions, and the environment they were made in."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ def write_page(path: Path, sections: Sequence[Any], figures: Path, environment: 
 
     Args:
       path: the HTML file.
-      sections: one an experiment, with title, rows, pictures (name, sentence) and notes.
-      figures: the folder with each picture's PNG.
-      environment: with what it was made.
+      sections: one for each experiment, with title, rows, pictures (name, sentence) and notes.
+      figures: the folder with the PNG of each picture.
+      environment: what the results were made with.
 
     Returns:
       The absolute path of the page.
@@ -33,23 +33,23 @@ def write_page(path: Path, sections: Sequence[Any], figures: Path, environment: 
         for section in sections
         for picture in section.pictures
     }
-    values = {"sections": sections, "images": images, "environment": environment, "verdicts": _count(sections)}
+    values = {"sections": sections, "images": images, "environment": environment, "verdicts": _count_verdicts(sections)}
     return write_html(path, "report.html", **values)
 
 
 def write_html(path: Path, template: str, **values: Any) -> Path:
-    """Write a page, whole or not at all; what is put into the template is escaped.
+    """Write a page, complete or not at all; the values are escaped.
 
     Args:
       path: the HTML file.
       template: its file in this package.
-      values: by the template's names; figures by its filter `inline`.
+      values: by their names in the template, which shows figures through its filter `inline`.
 
     Returns:
       The absolute path of the page.
     """
     templates = jinja2.Environment(loader=jinja2.PackageLoader("vgjax", ""), autoescape=True, trim_blocks=True)
-    templates.filters |= {"number": number, "inline": _inline}
+    templates.filters |= {"number": format_number, "inline": _inline}
     page = templates.get_template(template).render(values)
     with whole(path) as temporary:
         temporary.write_text(page)
@@ -57,20 +57,22 @@ def write_html(path: Path, template: str, **values: Any) -> Path:
 
 
 def _inline(figure: Any) -> str:
-    """A figure as the URL of a picture."""
+    """A figure as a data URL."""
     from vgjax.figures import as_png
 
     return f"data:image/png;base64,{base64.b64encode(as_png(figure)).decode()}"
 
 
-def number(x: float | None) -> str:
-    """A few significant digits, with a power of ten where that is shorter to read; empty for nothing.
+def format_number(x: float | None) -> str:
+    """Text of a number: a few significant digits, with a power of ten for very large and small ones; "" for NaN.
 
-    >>> number(4.8e-7)
+    >>> format_number(4.8e-7)
     '4.80·10⁻⁷'
     """
     if x is None or math.isnan(x):
         return ""
+    if math.isinf(x):
+        return "∞" if x > 0 else "−∞"
     if x == round(x) and abs(x) < 1e6:
         return f"{x:.0f}"
     if 1e-3 <= abs(x) < 1e5:
@@ -80,7 +82,7 @@ def number(x: float | None) -> str:
 
 
 def as_json(content: Any, **layout: Any) -> str:
-    """JSON: named fields as objects, arrays as lists, what is not a number as null.
+    """JSON text: named fields become objects, arrays lists, NaN and infinity null.
 
     >>> as_json({"a": (1, float("nan"))})
     '{"a": [1, null]}'
@@ -89,6 +91,7 @@ def as_json(content: Any, **layout: Any) -> str:
 
 
 def _plain(value: Any) -> Any:
+    """The value as dicts, lists, strings and finite numbers."""
     if isinstance(value, xr.Dataset):
         return {name: _plain(variable.values) for name, variable in value.variables.items()}
     if hasattr(value, "_asdict"):
@@ -102,6 +105,7 @@ def _plain(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def _count(sections: Sequence[Any]) -> dict[str, int]:
+def _count_verdicts(sections: Sequence[Any]) -> dict[str, int]:
+    """Verdict → number of rows that have it."""
     verdicts = [row.verdict for section in sections for row in section.rows]
     return {verdict: verdicts.count(verdict) for verdict in ("reproduced", "differs", "no data")}

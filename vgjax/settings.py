@@ -229,12 +229,40 @@ def in_one_line(box: str) -> str:
     return what if "allowed:" in what else f"{what}; allowed: see `vgjax --help`"
 
 
-def run_of(history: xr.Dataset) -> Settings:
-    """Config, hypers and seeds of the run that a history comes from.
+class Run(NamedTuple):
+    """A run, as its `config.yaml` and the attribute `run` of its history describe it."""
+
+    config: Config
+    hypers: tuple[Hypers, ...]
+    seeds: int | tuple[int, ...]
+    paired: bool  # whether hypers[i] is paired with seeds[i]
+    data: str | None  # where the data came from; None: the description does not say
+    lanes: int  # lanes of the compiled program; 0: as many as the run has
+    deepest: int  # hidden layers of the compiled program; 0: as many as the run has
+    has_given_variables: bool  # whether it started from variables that the description does not hold
+
+
+def run_from(about: dict[str, Any]) -> Run:
+    """Read the description of a run: what `as_plain` made, with what `vgjax.run` added.
+
+    Raises:
+      ValueError: a field or value is not allowed.
+    """
+    lanes, deepest = about.get("lanes", 0), about.get("deepest", 0)
+    return Run(*settings_from(about), about.get("data"), lanes, deepest, "variables" in about)
+
+
+def run_of(history: xr.Dataset) -> Run:
+    """The run that a history comes from.
 
     Raises:
       ValueError: the history does not say; allowed: one that `vgjax.run` gave.
     """
     if "run" not in history.attrs:
         raise ValueError("the history does not say which run it is; allowed: what vgjax.run gave or wrote")
-    return settings_from(json.loads(history.attrs["run"]))
+    return run_from(json.loads(history.attrs["run"]))
+
+
+def is_same_run(one: dict[str, Any], other: dict[str, Any]) -> bool:
+    """Whether two descriptions are of the same run; how many lanes its program is compiled for may differ."""
+    return one | {"lanes": 0} == other | {"lanes": 0}

@@ -17,9 +17,12 @@ from vgjax import theory
 from vgjax.activations import kinks
 from vgjax.analysis import Estimate
 from vgjax.clinic import draws, examination, trials
+from vgjax.clinic.page import Picture, Report, write_report
+from vgjax.clinic.verdicts import Verdict
 from vgjax.command.cli import main
 from vgjax.data.catalogue import load
 from vgjax.initializers import INITIALIZERS
+from vgjax.theory.criticality import critical_line
 
 pytestmark = pytest.mark.usefixtures("compiled_quickly")
 
@@ -92,7 +95,7 @@ def small(monkeypatch, tmp_path):
         ("he", "{}/fan_in", 2.0, "he_normal's variance"),
         ("he_fan_out", "{}/fan_out", 2.0, "he_normal's variance with fan_out mistaken for fan_in"),
         ("he_above", "{}/fan_in", 2.4, "20 % above he_normal's variance"),
-        ("small", "{}, whatever the fans", 9e-4, "normal(0.03)'s variance"),
+        ("small", "{}, independent of fan_in and fan_out", 9e-4, "normal(0.03)'s variance"),
         ("no_key", "{}/fan_in", 2.0, "he_normal's variance"),
         ("ortho", "{}/max(fan_in, fan_out)", 1.0, "orthogonal's variance"),
         ("low_rank", "{}/fan_in", 2.0, "he_normal's variance"),
@@ -159,7 +162,7 @@ def test_intervals_hold_together_as_often_as_they_say():
     held = []
     for _ in range(400):
         matrices = {shape: rng.normal(size=(draws.N_DRAWS, 8, 8)) for shape in draws.SHAPES}
-        one = draws.Draws(matrices, {}, True, draws.N_DRAWS)
+        one = draws.DrawnMatrices(matrices, {}, True, draws.N_DRAWS)
         ends = [(e, 1) for e in draws.variances(one).values()] + [(e, 0) for e in draws.means(one).values()]
         held.append(
             [all(e.low <= truth <= e.high for e, truth in ends[:4]), all(e.low <= t <= e.high for e, t in ends[4:])]
@@ -192,7 +195,7 @@ def test_phase(phi, sigma_w2, name, chi1):
 
 def test_critical_line_is_critical():
     """At points along it the fixed point of the length map has χ₁ = 1."""
-    sigma_w2, sigma_b2 = trials.critical_line("tanh", 1.0)
+    sigma_w2, sigma_b2 = critical_line("tanh", 1.0)
     assert sigma_b2[0] == 0 and sigma_b2[-1] > 0.9
     for i in np.linspace(50, len(sigma_w2) - 1, 4).astype(int):
         assert theory.fixed_point("tanh", sigma_w2[i], sigma_b2[i]).chi1 == pytest.approx(1, rel=1e-6)
@@ -294,7 +297,7 @@ def test_examination_of_an_activation(small, capsys, tmp_path):
     """ReLU's line is a point at σ_w² = 2; its own function too gets a gain."""
     assert main(["clinic", "--activation", "relu", "clinic_patients:kinked"]) == 0
     out = capsys.readouterr().out
-    assert "relu: χ₁ = 1 by σ_w = 1.414, at q* = 0. " in out and "kinks at 0." in out and "kinks at 1." in out
+    assert "relu: χ₁ = 1 at σ_w = 1.414 and q* = 0. " in out and "kinks at 0." in out and "kinks at 1." in out
     numbers = json.loads((tmp_path / "clinic" / "relu" / "clinic.json").read_text())
     assert numbers["critical_sigma_w2"] == pytest.approx(2, rel=1e-9)
     assert {name: one["name"] for name, one in numbers["phases"].items()} == {
@@ -305,8 +308,8 @@ def test_examination_of_an_activation(small, capsys, tmp_path):
 
 
 def test_names_are_escaped_on_the_page(small, tmp_path):
-    report = examination.Report("<b>&", "<script>", (examination.Verdict("<i>", 1.0, 0.5, 2.0, "<u>"),), (), "", {})
-    page = examination.write(report, tmp_path).read_text()
+    report = Report("<b>&", "<script>", (Verdict("<i>", 1.0, 0.5, 2.0, "<u>"),), (), "", {})
+    page = write_report(report, tmp_path).read_text()
     assert not any(tag in page for tag in ("<b>", "<script>", "<i>", "<u>"))
 
 
@@ -314,9 +317,9 @@ def test_nothing_is_written_when_a_figure_fails(small, tmp_path):
     def fail():
         raise ValueError("no figure")
 
-    report = examination.Report("a", "b", (), (examination.Picture("c", fail),), "", {})
+    report = Report("a", "b", (), (Picture("c", fail),), "", {})
     with pytest.raises(ValueError, match="no figure"):
-        examination.write(report, tmp_path / "out")
+        write_report(report, tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
 

@@ -24,7 +24,7 @@ def folder(tmp_path_factory):
 def test_the_command_prints_and_writes(folder, capsys):
     assert main(["diagnose", str(folder)]) == 0
     out = capsys.readouterr().out
-    assert out.startswith("serious: vanishing — layer_1") and "cause  weight gain" in out and "σ_w² here is" in out
+    assert out.startswith("serious: vanishing — layer_1") and "cause  weight gain" in out and "try    σ_w² is" in out
     assert str(folder / "diagnosis.json") in out
     written = json.loads((folder / "diagnosis.json").read_text())
     assert written["findings"][0]["rule"] == "vanishing"

@@ -20,7 +20,8 @@ from experiments.mxnet_mnist import CLEAN, GRID, HYPERS
 from vgjax import theory
 from vgjax.config import Hypers
 from vgjax.data.catalogue import load
-from vgjax.diagnosis.rules import RULES, critical_draws, diagnose
+from vgjax.diagnosis.reference import critical_draws
+from vgjax.diagnosis.rules import RULES, diagnose
 from vgjax.theory.criticality import critical_variance
 from vgjax.training.loop import run
 
@@ -128,6 +129,16 @@ def test_a_decay_that_comes_in_training_is_found_where_nothing_is_learnt(tanh):
     assert f"at step {found.steps[0]}" in found.evidence
     history["train_loss"][:] = 0.1
     assert "vanishing" not in rules_of(history)
+
+
+def test_a_gradient_that_falls_to_zero_is_found(tanh):
+    """In two of three lanes the first layers have none: found, and said in words, as there is no slope to give."""
+    history = xr.concat([lane(tanh, "healthy")] * 3, "lane").copy(deep=True)
+    history["delta_log10_rms"][:2, :, :2] = -np.inf
+    history["train_loss"][:] = 1.0
+    found = next(finding for finding in diagnose(history).findings if finding.rule == "vanishing")
+    assert found.layers == ("layer_1", "layer_2") and found.lanes == (0, 1) and found.severity == "serious"
+    assert "exactly 0 in layer_1, layer_2 at step 0" in found.evidence and found.numbers["decades"] == -np.inf
 
 
 def test_dead_units(relu):
@@ -248,7 +259,7 @@ def test_the_notebooks_networks_have_its_authors_diagnosis():
     config = replace(IRIS, record=("weights", "deltas", "decay"), steps=1)
     found = diagnose(history_of(config, ADAM, seeds=3)).findings
     assert (found[0].rule, found[0].cause) == ("vanishing", "slope of the activation")
-    assert "take tanh or ReLU with He" in found[0].advice
+    assert "use tanh or relu with he_normal" in found[0].advice
     leaky = replace(config, activation="leaky_relu(0.2)", initializer="he_normal")
     assert "vanishing" not in rules_of(history_of(leaky, ADAM, seeds=3))
 
@@ -354,7 +365,7 @@ def test_json_holds_every_finding(tanh):
     "code", ["from vgjax import diagnose", "import vgjax; vgjax.diagnose; diagnose = vgjax.diagnose"]
 )
 def test_diagnose_is_the_function(code):
-    """At every look, also after its room was imported."""
+    """At every look, also after its module was imported."""
     check = (
         f"import vgjax.command.cli, vgjax.diagnosis.rules\n{code}\nimport inspect\nassert inspect.isfunction(diagnose)"
     )

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from vgjax.config import Config, Hypers
 from vgjax.settings import LARGEST_SEED
 from vgjax.sweeps.axes import DEEPEST, FIELDS, MOST_POINTS, RANGES
-from vgjax.sweeps.grid import Grid, as_plain, grid_from, read_grid
+from vgjax.sweeps.grid import Grid, grid_as_plain, grid_from, read_grid
 
 FILE = """
 dataset: mnist
@@ -167,7 +167,7 @@ def test_rounding_keeps_zipped_fields_together():
 def test_numpy_values():
     """Arrays and NumPy's numbers become Python's own, which JSON can hold."""
     grid = Grid(product={"sigma_w2": np.linspace(1, 2, 3, dtype=np.float32), "depth": [np.int64(3)]}, config=BASE)
-    assert json.loads(json.dumps(as_plain(grid)))["product"] == {"sigma_w2": [1.0, 1.5, 2.0], "depth": [3]}
+    assert json.loads(json.dumps(grid_as_plain(grid)))["product"] == {"sigma_w2": [1.0, 1.5, 2.0], "depth": [3]}
 
 
 @pytest.mark.parametrize(("seeds", "expected"), [(3, [0, 1, 2]), ([5, 2], [5, 2]), ((LARGEST_SEED,), [LARGEST_SEED])])
@@ -354,7 +354,7 @@ def grids(draw):
 def test_round_trip(made):
     """Through JSON and back: the same grid, the same points in the same order."""
     grid, _ = made
-    again = grid_from(json.loads(json.dumps(as_plain(grid))))
+    again = grid_from(json.loads(json.dumps(grid_as_plain(grid))))
     assert again == grid and again.expand() == grid.expand() and len(grid) == len(grid.expand())
     assert [p.identity() for p in again.expand()] == [p.identity() for p in grid.expand()]
 
@@ -380,7 +380,7 @@ def test_as_plain_of_what_python_alone_can_hold():
     """Callables are written as module:function."""
     points = [{"output_initializer": math.cos}, {}]
     grid = Grid(product={"activation": [math.tanh, "relu"]}, points=points, config=Config(initializer=math.sin))
-    again = grid_from(json.loads(json.dumps(as_plain(grid))))
+    again = grid_from(json.loads(json.dumps(grid_as_plain(grid))))
     assert again.product == {"activation": ("math:tanh", "relu")} and again.config.initializer == "math:sin"
     assert again.points == ({"output_initializer": "math:cos"}, {})
 

@@ -17,7 +17,7 @@ from paths import TOP
 from vgjax.config import Config
 from vgjax.sweeps import capacity
 from vgjax.sweeps.grid import Grid, read_grid
-from vgjax.sweeps.plan import Slice, bytes_of_lane, cut, estimate, halved, seconds_of_lane, shape
+from vgjax.sweeps.plan import Slice, bytes_of_lane, cut, halved, make_plan, seconds_of_lane, shape
 
 WIDE = Config(dataset="small", hidden=(8,), batch_size=16)
 DEPTHS = Grid(product={"depth": [2, 9, 20], "sigma_w2": [1.0, 2.0, 3.0]}, config=WIDE, seeds=3)
@@ -103,7 +103,7 @@ def test_estimate(monkeypatch):
     """Twice the points take twice the time, besides compiling; programs are counted."""
     monkeypatch.setattr(capacity, "free_bytes", lambda: 7_000_000_000)
     slices = cut(DEPTHS.expand(), at_most(100))
-    plan = estimate(27, 0, slices, lambda config: small.dataset())
+    plan = make_plan(27, 0, slices, lambda config: small.dataset())
     assert plan.programs == 1 and len(plan.slices) == 3 and plan.points == 27
     assert plan.bytes_there == 7_000_000_000
     assert 0 < plan.bytes_needed < plan.bytes_there

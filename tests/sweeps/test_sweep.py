@@ -16,9 +16,9 @@ from paths import SUPPORT
 from processes import environment
 
 from vgjax import Config, Grid, load, run, sweep
-from vgjax.sweeps import maps
 from vgjax.sweeps import sweep as sweep_module
-from vgjax.sweeps.sweep import Job
+from vgjax.sweeps import tables
+from vgjax.sweeps.sweep import Job, SweepOptions
 
 GRID, LANES = sweep_run.GRID, sweep_run.LANES
 
@@ -84,7 +84,7 @@ def test_any_slicing(undisturbed, lanes):
 
 def test_what_was_swept_is_told_by_its_own_name(undisturbed):
     """σ_w varies with σ_w², which is what was asked for."""
-    assert maps.swept(maps.lanes(undisturbed[0])) == ["learning_rate", "clip_threshold", "sigma_w2", "depth"]
+    assert tables.swept(tables.lanes(undisturbed[0])) == ["learning_rate", "clip_threshold", "sigma_w2", "depth"]
 
 
 def test_on_disk(undisturbed):
@@ -109,7 +109,7 @@ def test_a_grown_grid_runs_what_is_new(undisturbed, tmp_path):
     train(small_grid, tmp_path / "sweep")
     before = slices_of(tmp_path / "sweep")
     grown = replace(small_grid, product={"sigma_w2": [3.0, 1.0, 2.0]}, seeds=3)
-    job = Job(grown, tmp_path / "sweep", dataset=small.dataset(), devices=1)
+    job = Job(grown, SweepOptions(tmp_path / "sweep", dataset=small.dataset(), devices=1))
     assert (job.plan.points, job.plan.finished) == (9, 4)
     assert sum(len(one.points) for one in job.plan.slices) == 5
     found = job.run()
@@ -187,7 +187,7 @@ def test_a_stop_is_taken_up_again(undisturbed, tmp_path, an_epoch_a_chunk):
         train(folder=tmp_path / "sweep", lanes=LANES, progress=stop_once)
     finished = slices_of(tmp_path / "sweep")
     assert len(finished) == 1
-    job = Job(GRID, tmp_path / "sweep", dataset=small.dataset(), lanes=LANES, devices=1)
+    job = Job(GRID, SweepOptions(tmp_path / "sweep", dataset=small.dataset(), lanes=LANES, devices=1))
     assert job.plan.finished == 4
     again = job.run()
     assert {name: t for name, t in slices_of(tmp_path / "sweep").items() if name in finished} == finished
@@ -229,7 +229,8 @@ def test_a_damaged_slice_is_named(tmp_path, damage):
         train(grid, tmp_path / "sweep")
     assert {path: path.stat().st_mtime_ns for path in (tmp_path / "sweep").rglob("*")} == before
     file.write_bytes(whole)
-    assert Job(grid, tmp_path / "sweep", dataset=small.dataset(), devices=1).plan.finished == 2
+    options = SweepOptions(tmp_path / "sweep", dataset=small.dataset(), devices=1)
+    assert Job(grid, options).plan.finished == 2
 
 
 def test_another_folder_is_refused(tmp_path):

@@ -1,4 +1,4 @@
-"""An initializer or an activation of one's own, examined on one page."""
+"""Examine an initializer or an activation of your own; the report is one page."""
 
 import lazy_loader
 

@@ -1,7 +1,7 @@
-"""What an initializer's draws say of it: the law of its variance, its spectrum, whether its keys matter.
+"""Draw an initializer, and find its law of variance, its spectrum, and whether its key matters.
 
-Intervals are of independent draws. Each of the `QUESTIONS` is decided at the level 0.05 / QUESTIONS, over all shapes
-together, so that an initializer without fault passes all of them 95 times out of 100.
+Intervals are over independent draws. Each of the `QUESTIONS` is tested at the level 0.05 / len(QUESTIONS), for all
+shapes together, so that a correct initializer passes all of them in 95 % of examinations.
 """
 
 from __future__ import annotations
@@ -33,17 +33,17 @@ LAWS: dict[str, Variance] = {
     "{}/fan_out": lambda fan_in, fan_out: 1 / fan_out,
     "2·{}/(fan_in + fan_out)": lambda fan_in, fan_out: 2 / (fan_in + fan_out),
     "{}/max(fan_in, fan_out)": lambda fan_in, fan_out: 1 / max(fan_in, fan_out),
-    "{}, whatever the fans": lambda fan_in, fan_out: 1.0,
+    "{}, independent of fan_in and fan_out": lambda fan_in, fan_out: 1.0,
 }
 
 
-class Draws(NamedTuple):
-    """Matrices of one initializer, each shape with keys of its own."""
+class DrawnMatrices(NamedTuple):
+    """Matrices that one initializer gave; every matrix has its own key."""
 
     matrices: dict[tuple[int, int], np.ndarray]  # float64 [draws, fan_in, fan_out]
-    refused: dict[str, str]  # precision → why it gives none
+    refused: dict[str, str]  # precision → the error that it raises
     repeatable: bool  # whether the same key gives the same matrix
-    distinct: int  # how many of the first shape's `N_DRAWS` keys give a matrix of their own
+    distinct: int  # number of different matrices among the `N_DRAWS` of the first shape
 
     @property
     def ignores_key(self) -> bool:
@@ -56,8 +56,8 @@ class Draws(NamedTuple):
         return all(np.ptp(w[0]) == 0 for w in self.matrices.values())
 
 
-def draw(named: str | Initializer) -> Draws:
-    """Matrices of every shape of `SHAPES` in float32, and one in each other precision.
+def draw(named: str | Initializer) -> DrawnMatrices:
+    """Draw matrices of every shape of `SHAPES` in float32, and one in each other precision.
 
     Raises:
       ValueError: the initializer raises, or gives another shape or dtype than it was asked for, NaN or infinity.
@@ -66,21 +66,24 @@ def draw(named: str | Initializer) -> Draws:
     matrices = {}
     for i, shape in enumerate(SHAPES):
         keys = [jax.random.key(i * N_DRAWS + j) for j in range(N_DRAWS)]
-        matrices[shape] = np.stack([_one(named, init, key, shape, "float32") for key in keys]).astype(np.float64)
-    again = _one(named, init, jax.random.key(0), SHAPES[0], "float32")
+        matrices[shape] = np.stack([_draw_one(named, init, key, shape, "float32") for key in keys]).astype(np.float64)
+    again = _draw_one(named, init, jax.random.key(0), SHAPES[0], "float32")
     refused = {}
     for precision in PRECISIONS[1:]:
         try:
             init(jax.random.key(0), SHAPES[1], jnp.dtype(precision))
-        except Exception as error:  # as JAX's own orthogonal does, whose QR has no half precision
+        except Exception as error:  # JAX's orthogonal raises too: its QR has no half precision
             refused[precision] = next(iter(str(error).splitlines()), type(error).__name__)
         else:
-            _one(named, init, jax.random.key(0), SHAPES[1], precision)
+            _draw_one(named, init, jax.random.key(0), SHAPES[1], precision)
     first = matrices[SHAPES[0]]
-    return Draws(matrices, refused, np.array_equal(again, first[0]), len({w.tobytes() for w in first}))
+    return DrawnMatrices(matrices, refused, np.array_equal(again, first[0]), len({w.tobytes() for w in first}))
 
 
-def _one(named: str | Initializer, init: Initializer, key: jax.Array, shape: tuple[int, int], dtype: str) -> np.ndarray:
+def _draw_one(
+    named: str | Initializer, init: Initializer, key: jax.Array, shape: tuple[int, int], dtype: str
+) -> np.ndarray:
+    """Draw one matrix and check it."""
     drawn: Any = attempt("initializer", named, lambda: jnp.asarray(init(key, shape, jnp.dtype(dtype))))
     got, wanted = (f"{kind}[{','.join(map(str, n))}]" for kind, n in ((drawn.dtype, drawn.shape), (dtype, shape)))
     if got != wanted:
@@ -91,38 +94,39 @@ def _one(named: str | Initializer, init: Initializer, key: jax.Array, shape: tup
 
 
 def _parts(matrices: np.ndarray) -> Sequence[np.ndarray]:
-    """Independent parts: the draws; where they are all the same, groups of columns of the one that there is."""
+    """Independent parts: the draws, or groups of columns of the matrix if all draws are the same."""
     return np.split(matrices[0], N_DRAWS, axis=1) if (matrices == matrices[0]).all() else list(matrices)
 
 
-def means(draws: Draws) -> dict[tuple[int, int], Estimate]:
-    """Mean of W for each shape, with intervals that hold for all shapes together."""
+def means(draws: DrawnMatrices) -> dict[tuple[int, int], Estimate]:
+    """Mean of W for each shape; the intervals hold for all shapes together."""
     values = [[part.mean() for part in _parts(w)] for w in draws.matrices.values()]
     return dict(zip(SHAPES, _together(np.transpose(values)), strict=True))
 
 
-def variances(draws: Draws) -> dict[tuple[int, int], Estimate]:
-    """Var(W) for each shape, with intervals that hold for all shapes together."""
+def variances(draws: DrawnMatrices) -> dict[tuple[int, int], Estimate]:
+    """Var(W) for each shape; the intervals hold for all shapes together."""
     return dict(zip(SHAPES, _together(_variances(draws)), strict=True))
 
 
-def _variances(draws: Draws) -> np.ndarray:
-    """[draws, shapes]."""
+def _variances(draws: DrawnMatrices) -> np.ndarray:
+    """Var(W) of each draw, [draws, shapes]."""
     return np.transpose([[np.mean((part - w.mean()) ** 2) for part in _parts(w)] for w in draws.matrices.values()])
 
 
 def _together(values: np.ndarray) -> list[Estimate]:
-    """An interval a column, all of them right with a probability of 1 − LEVEL."""
+    """An interval for each column; all of them hold with a probability of 1 − LEVEL."""
     return [_interval(column, LEVEL / values.shape[1]) for column in values.T]
 
 
 def _interval(values: np.ndarray, level: float) -> Estimate:
+    """Mean with its interval, which is widened by float32's rounding."""
     found, rounding = estimate(values, 1 - level), float(np.finfo(np.float32).eps * np.abs(values).max())
     return found._replace(low=found.low - rounding, high=found.high + rounding)
 
 
-def factor(draws: Draws, formula: Variance) -> Estimate | None:
-    """k of Var(W) = k · formula(fan_in, fan_out), or None: no k lies within the intervals of all shapes."""
+def factor(draws: DrawnMatrices, formula: Variance) -> Estimate | None:
+    """k of Var(W) = k · formula(fan_in, fan_out), or None if no k lies in the intervals of all shapes."""
     ratios = _variances(draws) / [formula(*shape) for shape in SHAPES]
     each = _together(ratios)
     if max(one.low for one in each) > min(one.high for one in each):
@@ -130,8 +134,8 @@ def factor(draws: Draws, formula: Variance) -> Estimate | None:
     return _interval(ratios.mean(1), LEVEL)
 
 
-def laws(draws: Draws) -> dict[str, Estimate]:
-    """The laws of `LAWS` that fit, and k of each."""
+def laws(draws: DrawnMatrices) -> dict[str, Estimate]:
+    """The laws of `LAWS` that fit → their factor k."""
     found = {text: factor(draws, law) for text, law in LAWS.items()}
     return {text: k for text, k in found.items() if k is not None}
 
@@ -140,12 +144,12 @@ class Likeness(NamedTuple):
     """A built-in initializer whose variance is proportional to this one's."""
 
     name: str
-    ratio: Estimate  # this one's variance over its
-    swapped: bool  # after fan_in and fan_out have changed places
+    ratio: Estimate  # variance of the examined initializer over that of the built-in one
+    swapped: bool  # whether the built-in one's formula was used with fan_in and fan_out swapped
 
     @property
     def agrees(self) -> bool:
-        """Whether the variances are the same, as far as the draws can tell."""
+        """Whether the interval of the ratio contains 1."""
         return self.ratio.low <= 1 <= self.ratio.high
 
     def __str__(self) -> str:
@@ -160,14 +164,14 @@ class Likeness(NamedTuple):
         return f"{'' if self.agrees else f'{beside} '}{self.name}'s variance{mistaken}"
 
 
-def nearest_builtin(draws: Draws) -> Likeness | None:
-    """The built-in whose variance formula agrees within the intervals, or is nearest among those proportional to it.
+def nearest_builtin(draws: DrawnMatrices) -> Likeness | None:
+    """The built-in initializer whose variance agrees within the intervals, or else the nearest proportional one.
 
-    Of several with one formula, the one whose elements are spread alike (kurtosis). An amplitude that the built-in
-    takes as its argument is set to what fits: `normal(0.03)`.
+    Among several with one formula it is the one with the nearest kurtosis. If the built-in takes an amplitude as its
+    argument, the amplitude that fits is given: `normal(0.03)`.
     """
     found = []
-    for name in reversed(INITIALIZERS):  # the plain ones before those they are special cases of
+    for name in reversed(INITIALIZERS):  # general ones come first; a special case replaces them only if it is nearer
         formula = INITIALIZERS[name].variance
         _, _, *arguments = inspect.signature(formula).parameters.values()
         for swapped in (False, True):
@@ -210,10 +214,10 @@ def kurtosis(matrices: np.ndarray) -> float:
 
 
 class Spectrum(NamedTuple):
-    """Singular values of one shape."""
+    """Singular values of the matrices of one shape."""
 
-    singular: np.ndarray  # over their root mean square, [draws, min(fan_in, fan_out)]
-    over_shuffled: Estimate  # E[s⁴]/E[s²]² over that of the same elements in random order
+    singular: np.ndarray  # divided by their root mean square, [draws, min(fan_in, fan_out)]
+    over_shuffled: Estimate  # E[s⁴]/E[s²]², divided by that of the same elements in random order
 
     @property
     def all_equal(self) -> bool:
@@ -226,19 +230,19 @@ class Spectrum(NamedTuple):
         return self.over_shuffled.low <= 1 <= self.over_shuffled.high
 
 
-def spectrum(draws: Draws, shape: tuple[int, int]) -> Spectrum:
-    """Singular values, and whether they are spread as those of independent elements (Marchenko & Pastur 1967).
+def spectrum(draws: DrawnMatrices, shape: tuple[int, int]) -> Spectrum:
+    """Singular values, and how widely they are spread beside those of independent elements (Marchenko & Pastur 1967).
 
-    Shuffling keeps the elements and destroys what ties them together, so the comparison holds for every distribution
-    and size; each draw is compared with its own shuffled elements.
+    Each draw is compared with its own elements in random order. Shuffling keeps the distribution of the elements and
+    removes their dependence, so the comparison holds for every distribution and size.
     """
     matrices = draws.matrices[shape]
     singular = _singular(matrices)
     rng = np.random.default_rng(0)
     shuffled = _singular(rng.permuted(matrices.reshape(len(matrices), -1), axis=1).reshape(matrices.shape))
     logs = np.log(_spread(singular) / _spread(shuffled))
-    found = _interval(logs, LEVEL / 2)  # two shapes are looked at
-    if draws.ignores_key:  # one matrix: where would one more shuffled one lie?
+    found = _interval(logs, LEVEL / 2)  # two shapes are tested
+    if draws.ignores_key:  # a single matrix: the interval for one more shuffled matrix
         half = (found.high - found.value) * np.sqrt(len(logs) + 1)
         found = found._replace(low=found.value - half, high=found.value + half)
     value, low, high = (float(np.exp(x)) for x in found[:3])
@@ -247,18 +251,20 @@ def spectrum(draws: Draws, shape: tuple[int, int]) -> Spectrum:
 
 
 def _singular(matrices: np.ndarray) -> np.ndarray:
+    """Singular values of each draw, divided by their root mean square."""
     values = np.linalg.svd(matrices, compute_uv=False)
     return values / np.sqrt(np.mean(values**2, axis=1, keepdims=True))
 
 
 def _spread(singular: np.ndarray) -> np.ndarray:
+    """E[s⁴]/E[s²]² of each draw."""
     return np.mean(singular**4, axis=1) / np.mean(singular**2, axis=1) ** 2
 
 
 def marchenko_pastur(s: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
     """Density of the singular values over their root mean square, for independent elements of a large matrix.
 
-    √((b² − s²)(s² − a²)) / (π λ s) between a, b = 1 ∓ √λ, λ = min/max of the fans, in units of which the RMS is 1.
+    √((b² − s²)(s² − a²)) / (π λ s) between a, b = 1 ∓ √λ, with λ = min/max of fan_in and fan_out.
     """
     ratio = min(shape) / max(shape)
     low, high = (1 - np.sqrt(ratio)) ** 2, (1 + np.sqrt(ratio)) ** 2
@@ -267,9 +273,10 @@ def marchenko_pastur(s: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
 
 
 def correlation(pairs: Sequence[tuple[np.ndarray, np.ndarray]]) -> Estimate:
-    """RMS over disjoint pairs of r·√N, r the correlation of two matrices of N elements: 1 where they are independent.
+    """RMS of r·√N over disjoint pairs of matrices: 1 if they are independent.
 
-    The interval is that of χ²: r·√N is normal with variance 1 for independent matrices.
+    r is the correlation of two matrices of N elements. For independent matrices r·√N is normal with variance 1, so the
+    interval is that of χ².
     """
     z = [np.corrcoef(a.ravel(), b.ravel())[0, 1] * np.sqrt(a.size) for a, b in pairs]
     total, n = float(np.sum(np.square(z))), len(z)
@@ -277,6 +284,6 @@ def correlation(pairs: Sequence[tuple[np.ndarray, np.ndarray]]) -> Estimate:
     return Estimate(float(np.sqrt(total / n)), float(low), float(high), n)
 
 
-def key_correlation(draws: Draws) -> Estimate:
-    """`correlation` of draws from different keys, over all shapes."""
+def key_correlation(draws: DrawnMatrices) -> Estimate:
+    """`correlation` of draws with different keys, over all shapes."""
     return correlation([(w[i], w[i + 1]) for w in draws.matrices.values() for i in range(0, N_DRAWS, 2)])

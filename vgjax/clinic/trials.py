@@ -1,4 +1,4 @@
-"""What becomes of an initializer in networks: its phase by theory, its signals over depth, its place after training."""
+"""Try an initializer in networks: its phase in theory, its signals over depth, its place after training."""
 
 from __future__ import annotations
 
@@ -38,9 +38,9 @@ DEEP = Config(
 TRAINED = replace(DEEP, hidden=(64,) * 8, batch_size=50, steps=150, record=())
 HYPERS = Hypers(learning_rate=0.1)
 N_SEEDS = 8
-CROSSED = 6  # depth scales ξ_c that a signal can cross and still be learnt from (Schoenholz et al. 2017, 1611.01232)
-ROUNDING = 1e-6  # of χ₁ at a critical σ_w² that was solved for
-ALMOST_INFINITE = 1e8  # q at which the slopes of an activation are those of its two ends
+DEPTH_SCALES = 6  # depth scales ξ_c over which a network can be trained (Schoenholz et al. 2017, 1611.01232)
+ROUNDING = 1e-6  # error of χ₁ at a critical σ_w² that was found numerically
+ALMOST_INFINITE = 1e8  # a q so large that only the slopes for very large inputs count
 
 
 class Phase(NamedTuple):
@@ -49,12 +49,12 @@ class Phase(NamedTuple):
     name: str  # ordered, critical or chaotic
     critical: float  # σ_w² of the critical point; NaN: there is none
     chi1: Estimate  # χ₁ at the fixed point, over the interval of σ_w²
-    grows: bool  # lengths grow for ever, so that q* is infinite
+    grows: bool  # q* is infinite: lengths grow without limit
     depth: tuple[float, float]  # 6 ξ_c (where q* is infinite, 6 |ξ_∇|), over the interval of σ_w² [layers]
 
 
 def phase(phi: str | Activation, sigma_w2: Estimate) -> Phase:
-    """Ordered, critical or chaotic, for an interval of σ_w²: critical where χ₁ may be 1."""
+    """Ordered, critical or chaotic for an interval of σ_w²; critical if the interval of χ₁ contains 1."""
     critical, _ = critical_point(phi)
     at = [fixed_point(phi, one) for one in sigma_w2[:3]]
     chi1 = [
@@ -64,7 +64,7 @@ def phase(phi: str | Activation, sigma_w2: Estimate) -> Phase:
     low, high = min(chi1), max(chi1)
     is_critical = low - ROUNDING <= 1 <= high + ROUNDING
     depths = [
-        CROSSED / abs(np.log(growth)) if np.isinf(fixed.q) else CROSSED * fixed.xi_c
+        DEPTH_SCALES / abs(np.log(growth)) if np.isinf(fixed.q) else DEPTH_SCALES * fixed.xi_c
         for growth, fixed in zip(chi1, at, strict=True)
     ]
     depth = (min(depths), np.inf) if is_critical else (min(depths), max(depths))
@@ -72,13 +72,13 @@ def phase(phi: str | Activation, sigma_w2: Estimate) -> Phase:
     return Phase(name, critical, Estimate(chi1[0], low, high, sigma_w2.n), bool(np.isinf(at[0].q)), depth)
 
 
-def signals(config: Config, hypers: Sequence[Hypers], data: Dataset) -> list[xr.Dataset]:
-    """`analysis.compared` at step 0 for each setting: measured over seeds, and predicted for Gaussian weights.
+def compared_signals(config: Config, hypers: Sequence[Hypers], data: Dataset) -> list[xr.Dataset]:
+    """`analysis.compared` at step 0 for each setting: measured over seeds, predicted for Gaussian weights.
 
     Args:
-      config: as DEEP, with an initializer and an activation.
-      hypers: settings.
-      data: the data set of the first batch.
+      config: DEEP with an initializer and an activation.
+      hypers: the settings.
+      data: the data set.
     """
     history = run(config, hypers, N_SEEDS, dataset=data).history
     lanes = [slice(i * N_SEEDS, (i + 1) * N_SEEDS) for i in range(len(hypers))]
@@ -89,25 +89,25 @@ def signals(config: Config, hypers: Sequence[Hypers], data: Dataset) -> list[xr.
 
 
 class Place(NamedTuple):
-    """Where an initializer ends among the built-in ones."""
+    """The rank of an initializer among the built-in ones after training."""
 
     accuracy: dict[str, np.ndarray]  # validation accuracy by initializer, the examined one first, [seeds]
-    best: int  # first place that the intervals of the differences leave open
-    worst: int  # last one
+    best: int  # best place that the intervals of the differences leave possible
+    worst: int  # worst such place
 
     def __str__(self) -> str:
         return f"{self.best}" if self.best == self.worst else f"{self.best} to {self.worst}"
 
     def mean(self) -> Estimate:
-        """Of the examined one."""
+        """Mean accuracy of the examined initializer."""
         return share_estimate(next(iter(self.accuracy.values())))
 
 
 class Contest:
-    """The same networks, seeds and batches for an initializer and the built-in ones.
+    """Train an initializer and the built-in ones in the same networks, with the same seeds and batches.
 
     Args:
-      named: the examined one.
+      named: the examined initializer.
       data: the data set.
     """
 
@@ -117,13 +117,16 @@ class Contest:
         self.starts = {c: self._drawn(c) for c in self.contestants}
 
     def kernels(self, named: str | Initializer) -> np.ndarray:
-        """Weights of the hidden layers that have the last one's shape, [seeds, layers, fan_in, fan_out]."""
+        """Weights of the hidden layers that have the shape of the last one, [seeds, layers, fan_in, fan_out]."""
         kernels = [layer["kernel"] for layer in list(self.starts[named]["params"].values())[:-1]]
         same = [kernel for kernel in kernels if kernel.shape == kernels[-1].shape]
         return np.stack(same, axis=1).astype(np.float64)
 
     def place(self, phi: str | Activation) -> Place:
-        """Train all as lanes of one program; differences are taken seed by seed, all intervals right together."""
+        """Train all initializers as lanes of one program, and rank the examined one by differences for each seed.
+
+        The intervals of the differences hold together.
+        """
         config = replace(TRAINED, activation=phi)
         starts = [self._fitted(replace(config, initializer=c), self.starts[c]) for c in self.contestants]
         variables = jax.tree.map(lambda *leaves: np.concatenate(leaves), *starts)
@@ -131,14 +134,14 @@ class Contest:
             config, [HYPERS] * len(starts), N_SEEDS, dataset=self.data, variables=variables, tensorboard="none"
         ).history
         accuracy = history["validation_accuracy"].isel(evaluation=-1).values.reshape(len(starts), N_SEEDS)
-        accuracy = np.nan_to_num(accuracy.astype(np.float64))  # one that diverged gets nothing right
+        accuracy = np.nan_to_num(accuracy.astype(np.float64))  # a lane that diverged has accuracy 0
         lead = [estimate(accuracy[0] - other, 1 - 0.05 / (len(starts) - 1)) for other in accuracy[1:]]
         best = 1 + sum(one.high < 0 for one in lead)
         worst = len(starts) - sum(one.low > 0 for one in lead)
         return Place(dict(zip(map(text_of, self.contestants), accuracy, strict=True)), best, worst)
 
     def _drawn(self, named: str | Initializer) -> Variables:
-        """Variables of every seed: a key for each weight, biases 0."""
+        """First variables for every seed: a key for each layer's weights, biases 0."""
         init, widths = initializer(named), (self.data.train_inputs.shape[1], *TRAINED.hidden, self.data.classes)
         names = [f"layer_{i}" for i in range(1, len(widths))]
         layers = dict(zip(names, itertools.pairwise(widths), strict=True))
@@ -159,7 +162,7 @@ class Contest:
         return {"params": {name: params[name] for name in names}}
 
     def _fitted(self, config: Config, start: Variables) -> Variables:
-        """What a data-dependent initializer makes of its draws on the first examples."""
+        """The variables, rescaled on the first examples if the initializer depends on the data."""
         if not is_data_dependent(config.initializer):
             return start
         model, train = MLP(config, self.data.classes), self.train

@@ -30,7 +30,8 @@ class Clinic:
         if not (self.initializer or self.activation):
             raise ValueError("nothing to examine; allowed: an INITIALIZER, or --activation NAME")
         use_cores_as_devices()
-        from vgjax.clinic.examination import ACTIVATIONS, examine_activation, examine_initializer, write
+        from vgjax.clinic.examination import ACTIVATIONS, examine_activation, examine_initializer
+        from vgjax.clinic.page import write_report
         from vgjax.command.progress import status_line
 
         with status_line() as show:
@@ -42,22 +43,22 @@ class Clinic:
         for report in reports:
             name = safe_name(report.name)
             folder = self.out or Path("clinic", name)
-            page = write(report, folder / name if self.out and len(reports) > 1 else folder)
+            page = write_report(report, folder / name if self.out and len(reports) > 1 else folder)
             print_report(report, page)
 
 
 def print_report(report: Report, page: Path) -> None:
     """Print the verdicts of a report, and where its page is."""
     from vgjax.command.printing import print_table
-    from vgjax.report import number
+    from vgjax.report import format_number
 
     signs = {True: "✓", False: "✗", None: "–"}
     rows = [
         (
             signs[v.good],
             v.what,
-            v.value if isinstance(v.value, str) else number(v.value),
-            f"{number(v.low)} … {number(v.high)}" if number(v.low) else None,
+            v.value if isinstance(v.value, str) else format_number(v.value),
+            f"{format_number(v.low)} … {format_number(v.high)}" if format_number(v.low) else None,
             v.judgement,
         )
         for v in report.verdicts

@@ -31,11 +31,11 @@ class Diagnose:
 
     def run(self) -> None:
         """Diagnose, write diagnosis.json and print the findings."""
-        from vgjax.diagnosis.rules import SEVERITIES, diagnose, write
+        from vgjax.diagnosis.rules import SEVERITIES, diagnose, write_diagnosis
         from vgjax.training.history import load
 
         diagnosis = diagnose(load(self.folder), data_dir=self.data_dir)
-        path = write(diagnosis, self.folder)
+        path = write_diagnosis(diagnosis, self.folder)
         if self.json:
             print(diagnosis.as_json(), end="")
         else:

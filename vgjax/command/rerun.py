@@ -12,7 +12,7 @@ from tyro.conf import Positional, arg
 from vgjax.command.options import FAILED, DataDir, Folder, ManualDir
 
 if TYPE_CHECKING:
-    from vgjax.sweeps.reruns import Rerun as Comparison
+    from vgjax.sweeps.reruns import RerunResult
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,7 @@ class Rerun:
             raise SystemExit(FAILED)
 
 
-def print_comparison(comparison: Comparison) -> None:
+def print_comparison(comparison: RerunResult) -> None:
     """Print which variables differ, if any, and what has changed: versions, machine, data, number of devices."""
     from vgjax.command.printing import print_table
 

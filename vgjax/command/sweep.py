@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     import pandas as pd
     import xarray as xr
 
-    from vgjax.sweeps.plan import Plan, Slice
+    from vgjax.sweeps.plan import Slice, SweepPlan
     from vgjax.sweeps.sweep import Job
 
 
@@ -60,20 +60,20 @@ class Sweep:
     def run(self) -> None:
         """Plan, train, print the results and draw the figures."""
         use_cores_as_devices()
-        from vgjax.sweeps import map_figures, maps
+        from vgjax.sweeps import map_figures, tables
         from vgjax.sweeps.grid import read_grid
-        from vgjax.sweeps.sweep import Job
+        from vgjax.sweeps.sweep import Job, SweepOptions
         from vgjax.training import parallel
         from vgjax.training.processes import joined
 
         grid = read_grid(self.file)
         for spec in self.plot:
-            maps.check_plot(spec, grid.expand())
+            tables.check_plot(spec, grid.expand())
         folder = self.out or Path("sweeps", self.file.stem)
         how = {name: getattr(self, name) for name in ("data_dir", "manual_dir", "lanes", "shard", "devices")}
         advice = functools.partial(self._advice, folder)
         with joined(self.distributed):
-            job = Job(grid, folder, **how)
+            job = Job(grid, SweepOptions(folder, **how))
             if parallel.is_first():
                 print_plan(job.plan)
             if self.dry_run:
@@ -110,7 +110,7 @@ def _run_job(job: Job, folder: Path, advice: Callable[[], str]) -> xr.Dataset:
         return job.run(after_chunk, lambda note: print(note, file=sys.stderr))
 
 
-def print_plan(plan: Plan) -> None:
+def print_plan(plan: SweepPlan) -> None:
     """Print what a sweep is going to do: which programs, for how many runs, and the time and memory they need.
 
     Args:
@@ -147,7 +147,7 @@ def _duration(seconds: float) -> str:
 
 def print_sweep(history: xr.Dataset, folder: Path) -> None:
     """Print the results of a sweep, and where they are."""
-    from vgjax.sweeps.maps import best
+    from vgjax.sweeps.tables import best
 
     print_best(best(history), "validation_accuracy")
     lanes = history.sizes["lane"]
@@ -162,7 +162,7 @@ def print_best(table: pd.DataFrame, value: str) -> None:
     """Print the best settings of a sweep, the best first.
 
     Args:
-      table: by `vgjax.sweeps.maps.best`.
+      table: by `vgjax.sweeps.tables.best`.
       value: the variable by which they are ranked.
     """
     from pandas.api.types import is_numeric_dtype

@@ -78,7 +78,9 @@ class Train:
         load_data = functools.partial(load, self.config.dataset, self.data_dir, self.manual_dir)
         advice = functools.partial(self._advice, folder)
         with joined(self.distributed):
-            dataset = parallel.at_first(load_data) or load_data()  # the first process may have to prepare the data
+            dataset = (
+                parallel.on_first_process(load_data) or load_data()
+            )  # the first process may have to prepare the data
             history = self._train(settings, seeds, dataset, folder, advice)
         if parallel.is_first():
             with stop_at_once(advice):

@@ -21,6 +21,19 @@ class Arrays(NamedTuple):
     scale: jax.Array  # [features] or [1]
 
 
+class HostExamples(NamedTuple):
+    """Training examples on the host; the network sees (inputs − shift) · scale."""
+
+    inputs: np.ndarray  # [N, features], uint8 or float32
+    labels: np.ndarray  # [N] int32
+    shift: np.ndarray  # [features] or [1] float32
+    scale: np.ndarray  # [features] or [1] float32
+
+    def scaled(self, rows: np.ndarray | slice) -> np.ndarray:
+        """Chosen examples as the network sees them, [rows, features] float64."""
+        return (self.inputs[rows].astype(np.float64) - self.shift) * self.scale
+
+
 class Batch(NamedTuple):
     """One lane's share of one step."""
 
@@ -39,20 +52,33 @@ def arrays(dataset: Dataset, config: Config) -> tuple[Arrays, Arrays]:
     Raises:
       ValueError: the holdout or a batch is larger than the data, or bytes scaling of floats.
     """
-    check_sizes(dataset, config)
-    inputs, labels = dataset.train_inputs[config.holdout :], dataset.train_labels[config.holdout :]
+    train = host_examples(dataset, config)
     validation = (dataset.test_inputs, dataset.test_labels)
     if config.holdout:
         validation = (dataset.train_inputs[: config.holdout], dataset.train_labels[: config.holdout])
     if config.replicas > 1:  # each replica scores its own part of every batch, and the rest is dropped
         usable = len(validation[1]) - len(validation[1]) % config.batch_size
         validation = (validation[0][:usable], validation[1][:usable])
-    shift, scale = _scaling(inputs, config)
 
     def place(x: np.ndarray, y: np.ndarray) -> Arrays:
-        return Arrays(*map(jnp.asarray, (x, y.astype(np.int32), shift, scale)))
+        return Arrays(*map(jnp.asarray, (x, y, train.shift, train.scale)))
 
-    return place(inputs, labels), place(*validation)
+    return place(train.inputs, train.labels), place(*validation)
+
+
+def host_examples(dataset: Dataset, config: Config) -> HostExamples:
+    """The training examples as the config wants them, without the way to the device and back.
+
+    Args:
+      dataset: the whole data set, on the host.
+      config: scaling, holdout, batch_size, replicas.
+
+    Raises:
+      ValueError: the holdout or a batch is larger than the data, or bytes scaling of floats.
+    """
+    check_sizes(dataset, config)
+    inputs, labels = dataset.train_inputs[config.holdout :], dataset.train_labels[config.holdout :]
+    return HostExamples(inputs, labels, *_scaling(inputs, config))
 
 
 def check_sizes(dataset: Dataset, config: Config) -> None:

@@ -1,4 +1,4 @@
-"""What is wrong with a network: rules that look at a history, each with evidence, cause and advice."""
+"""What is wrong with a network: rules look at a history, and give findings with evidence, cause and advice."""
 
 import lazy_loader
 

@@ -1,22 +1,23 @@
-"""What a diagnosis looks at and gives: one setting of a history beside critical networks, and findings about it."""
+"""What a rule gets and gives: the lanes of one setting with a reference (`Case`), and a `Finding`."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import xarray as xr
 
+from vgjax.analysis import decay_of_logs
 from vgjax.config import Config, Hypers
+from vgjax.diagnosis.reference import Reference
 
 Severity = Literal["serious", "warning"]
 
-LEARNT = 0.3  # share of chance's loss that a run must lose to have learnt; healthy 0.75 and more
-SATURATED = 0.5  # share of a layer's units and examples; healthy up to 0.2; from 0.86
-NOTHING = -45.0  # log₁₀ for zero: below float32's smallest number
+LEARNT = 0.3  # a run has learnt if its loss fell by this share of the loss of guessing; healthy runs: 0.75 or more
+SATURATED = 0.5  # share of a layer's units and examples; healthy runs: up to 0.2; saturated ones: from 0.86
 
 
 @dataclass(frozen=True)
@@ -26,11 +27,11 @@ class Finding:
     rule: str
     """Which rule found it."""
     severity: Severity
-    """serious: training is prevented or numbers are lost; warning: worth knowing."""
+    """serious: the network does not learn or numbers are lost; warning: worth knowing."""
     layers: tuple[str, ...]
-    """Where."""
+    """Layers that show it."""
     steps: tuple[int, ...]
-    """Recorded steps at which it shows."""
+    """Recorded steps that show it."""
     lanes: tuple[int, ...]
     """Lanes of the history that show it."""
     hypers: Mapping[str, float]
@@ -38,25 +39,24 @@ class Finding:
     numbers: Mapping[str, Any]
     """What was measured, and what it is compared with."""
     cause: str
-    """What it is put down to, the first cause first."""
+    """Its causes, the most basic one first."""
     evidence: str
     """One sentence with the numbers."""
     advice: str
     """What to try."""
 
 
-@dataclass(frozen=True)
-class Reference:
-    """Random draws of the plain network of this depth and these widths at criticality."""
+class Explanation(NamedTuple):
+    """The sentences of a finding."""
 
-    draws: xr.Dataset  # dims draw, layer: delta_log10_rms, gradient_log10_rms, dead_fraction, saturated_fraction
-    sigma_w2: float
-    inputs: str  # what they were given
+    cause: str
+    evidence: str
+    advice: str
 
 
 @dataclass(frozen=True)
 class Case:
-    """One setting of a history; what came after a lane left the finite numbers is NaN."""
+    """The lanes of one setting. What a lane recorded after its first NaN or infinity is NaN."""
 
     config: Config
     hypers: Hypers
@@ -78,7 +78,7 @@ class Case:
 
     @cached_property
     def chance(self) -> float:
-        """Loss of an even guess, or of the first step where the last layer is not recorded [nats]."""
+        """Loss of guessing all classes equally; without a record of the last layer, that of the first step [nats]."""
         names = list(map(str, self.history["layer"].values))
         if number(names[-1]) > len(self.config.hidden):
             return float(np.log(self.history["fan_out"].values[-1]))
@@ -86,7 +86,7 @@ class Case:
 
     @cached_property
     def learnt(self) -> xr.DataArray:
-        """Whether the loss fell, by lane."""
+        """Whether the loss fell enough (`LEARNT`), [lane]."""
         end = self.history["train_loss"].isel(evaluation=-1)
         return (end <= (1 - LEARNT) * self.chance) & (self.history["first_bad_step"] < 0)
 
@@ -96,28 +96,32 @@ class Case:
 
     @cached_property
     def profile(self) -> str:
-        """By what the decay is measured."""
+        """The statistic whose decay is measured."""
         return "delta_log10_rms" if "delta_log10_rms" in self.history else "gradient_log10_rms"
 
     @cached_property
-    def level(self) -> list[str]:
-        """The layers over which the decay is measured: batch norm makes of the first what the data's scale is."""
+    def measured_layers(self) -> list[str]:
+        """Layers over which the decay is measured. With batch norm, δ of the first depends on the data's scale."""
         return [name for name in self.hidden if self.config.norm != "batch" or number(name) > 1]
 
     @cached_property
     def change(self) -> xr.DataArray:
-        """Decades that the gradient gains from the last hidden layer to the first, [lane, record]."""
-        return decades(self.history[self.profile].sel(layer=self.level))
+        """Decades that the gradient gains from the last hidden layer back to the first, [lane, record]."""
+        return decades(self.history[self.profile].sel(layer=self.measured_layers))
 
     @cached_property
     def healthy(self) -> tuple[float, float]:
-        """The same in the critical draws: mean, and 3 standard deviations."""
-        values = decades(self.reference.draws[self.profile].sel(layer=self.level)).values
+        """`change` of the critical draws: mean, and 3 standard deviations; NaN if most of them have a gradient of 0."""
+        values = decades(self.reference.draws[self.profile].sel(layer=self.measured_layers)).values
+        finite = np.isfinite(values)
+        if 2 * finite.sum() < values.size or finite.sum() < 2:
+            return np.nan, np.nan
+        values = values[finite]
         return float(values.mean()), 3 * float(values.std(ddof=1))
 
     @cached_property
     def sigma_w2(self) -> tuple[float, float] | None:
-        """Smallest and largest σ_w² = ‖W‖²/fan_out of the layers above the first, at the start."""
+        """Smallest and largest σ_w² = ‖W‖²/fan_out of the layers above the first, at the first record."""
         if "weight_norm" not in self.history or len(self.hidden) < 2:
             return None
         norm = self.history["weight_norm"].isel(record=0).median("lane").sel(layer=self.hidden[1:])
@@ -131,12 +135,20 @@ class Case:
         layers: Any,
         when: xr.DataArray | None,
         numbers: Mapping[str, Any],
-        cause: str,
-        evidence: str,
-        advice: str,
+        text: Explanation,
         severity: Severity | None = None,
     ) -> Finding:
-        """A finding of the lanes that show it; serious where most of them have not learnt."""
+        """Make a finding.
+
+        Args:
+          rule: name of the rule.
+          shows: which lanes show it, [lane].
+          layers: names of the layers that show it.
+          when: which records of each lane show it, [lane, record]; None: no steps are named.
+          numbers: what was measured, and its bound.
+          text: the sentences.
+          severity: None: serious if most of the lanes that show it have not learnt.
+        """
         stuck = not bool(self.learnt.where(shows).sum() * 2 > shows.sum())
         n, of = int(shows.sum()), shows.size
         steps = () if when is None else self.history["step"].values[np.asarray(when.where(shows).sum("lane") > 0)]
@@ -148,9 +160,9 @@ class Case:
             tuple(int(lane) for lane in self.lanes[shows.values]),
             {name: float(value) for name, value in self.hypers._asdict().items()},
             {**numbers, "lanes_that_show_it": n, "lanes": of},
-            cause,
-            evidence if of == 1 else f"{evidence} ({n} of {of} lanes)",
-            advice,
+            text.cause,
+            text.evidence if of == 1 else f"{text.evidence} ({n} of {of} lanes)",
+            text.advice,
         )
 
 
@@ -160,29 +172,27 @@ def number(layer: str) -> int:
 
 
 def decades(log10_rms: xr.DataArray) -> xr.DataArray:
-    """Decades gained from the last layer to the first, by a least-squares line over the layers; fewer than two: 0."""
-    logs = log10_rms.astype(np.float64)
-    logs = logs.where(logs != -np.inf, NOTHING)
-    x = xr.DataArray([float(number(str(name))) for name in logs["layer"].values], dims="layer")
-    x = x - x.mean()
-    if x.size < 2:
-        return 0 * logs.sum("layer", skipna=False)
-    slope = (logs * x).sum("layer", skipna=False) / float((x**2).sum())
-    return -slope * float(x.max() - x.min())
+    """Decades gained from the last layer back to the first: −`decay_of_logs` times the distance between them."""
+    numbers = np.array([float(number(str(name))) for name in log10_rms["layer"].values])
+    span = np.ptp(numbers) if numbers.size else 0.0
+    return -decay_of_logs(log10_rms.astype(np.float64), numbers) * span
 
 
 def most(shows: xr.DataArray) -> bool:
-    """Whether half of the lanes or more show it, so that the median lane does."""
+    """Whether at least half of the lanes show it."""
     return bool(shows.any()) and 2 * int(shows.sum()) >= shows.size
 
 
 def stays(case: Case, bad: xr.DataArray) -> xr.DataArray:
-    """[lane, record] → which lanes suffer from it: from the start, unless they recover and learn; or at a dull end."""
+    """Which lanes are bad to the end or do not learn, [lane], from which records are bad, [lane, record].
+
+    A lane counts if it is bad at the first record and again at its last, or if it is bad at either and has not learnt.
+    """
     start, end = bad.isel(record=0), bad.isel(record=case.last)
     return (start & (end | ~case.learnt)) | (end & ~case.learnt)
 
 
 def update_ratio(case: Case) -> xr.DataArray:
-    """The median layer's ‖ΔW‖/‖W‖, [lane, record]."""
+    """‖ΔW‖/‖W‖ of the median layer, [lane, record]."""
     ratio = case.history["update_ratio"].astype(np.float64)
     return ratio.where(np.isfinite(ratio)).median("layer")

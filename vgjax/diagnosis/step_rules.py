@@ -1,6 +1,7 @@
-"""What can be wrong with the weights and the steps: copies, learning rate, clipping, precision, numbers that overflow.
+"""Rules about weights and steps: copied units, learning rate, clipping, low precision, NaN and infinity.
 
-Beside each bound stand the healthy runs of the building half of `experiments/calibration.py`, and those with it.
+The comment beside each bound gives the values of the healthy runs and of the faulty runs in the building half of
+`experiments/calibration.py`.
 """
 
 from __future__ import annotations
@@ -10,18 +11,18 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
-from vgjax.diagnosis.advice import cure, rounded
-from vgjax.diagnosis.case import Case, Finding, most, number, update_ratio
+from vgjax.diagnosis.advice import initializer_advice, rounded
+from vgjax.diagnosis.case import Case, Explanation, Finding, most, number, update_ratio
 
-FAST = 0.12  # ‖ΔW‖/‖W‖ of one step, in half of the layers; healthy up to 0.04; from 0.37
-SHORT = 0.01  # Σ‖ΔW‖/‖W‖ over the run, in every layer; healthy from 0.14; up to 0.0003
-TURNED = 0.95  # cosine between the gradient before and after clipping; healthy 1
+FAST = 0.12  # ‖ΔW‖/‖W‖ of one step, in half of the layers; healthy: up to 0.04; faulty: from 0.37
+SHORT = 0.01  # Σ‖ΔW‖/‖W‖ over the run, in every layer; healthy: from 0.14; faulty: up to 0.0003
+TURNED = 0.95  # cosine between the gradient before and after clipping; healthy: 1
 LARGEST_NORM = 1.8e19  # its square is float32's largest number
-LOST = 0.3  # share of a layer's nonzero gradient elements; healthy up to 0.002; 1
+LOST = 0.3  # share of a layer's nonzero gradient elements; healthy: up to 0.002; faulty: 1
 
 
 def nan(case: Case) -> Finding | None:
-    """A lane left the finite numbers."""
+    """A lane became NaN or infinite."""
     step = case.history["first_bad_step"]
     shows = step >= 0
     if not bool(shows.any()):
@@ -40,17 +41,17 @@ def nan(case: Case) -> Finding | None:
     elif at == 0:
         cause = "weight gain"
     what = "update of the weights" if where == "update" else f"{where} pass"
-    evidence = f"NaN or infinity from step {at} on, first in {layer}, in the {what}"
+    evidence = f"NaN or infinity from step {at} on, first in the {what} of {layer}"
     if ratio == ratio:
-        evidence += f"; before that ‖ΔW‖/‖W‖ of a step reached {ratio:.2g}"
+        evidence += f"; ‖ΔW‖/‖W‖ had reached {ratio:.2g} before"
     advice = f"try a learning rate of {case.hypers.learning_rate / 10:.2g} or less, or --clip global_norm"
     if cause.startswith("weight gain"):
-        advice = f"smaller initial weights: {cure(case)}"
-    return case.found("nan", shows, [layer], None, numbers, cause, evidence, advice, "serious")
+        advice = f"smaller initial weights: {initializer_advice(case)}"
+    return case.found("nan", shows, [layer], None, numbers, Explanation(cause, evidence, advice), "serious")
 
 
 def constant(case: Case) -> Finding | None:
-    """All units of a layer are copies of each other, and training cannot part them."""
+    """All units of a layer are copies of each other, and training keeps them equal."""
     history, copies = case.history, []
     if case.hypers.sigma_b > 0:
         return None
@@ -59,7 +60,7 @@ def constant(case: Case) -> Finding | None:
     names, fans = list(map(str, history["layer"].values)), history["fan_out"].values
     for i, name in enumerate(names[:-1]):
         width = int(fans[i])
-        # A histogram of n equal columns (or rows) has multiples of n alone.
+        # in a histogram of n equal columns (or rows) every count is a multiple of n
         is_below = number(names[i + 1]) == number(name) + 1
         if width < 2 or not is_below or (counts[:, i : i + 2] % width).any():
             continue
@@ -69,44 +70,47 @@ def constant(case: Case) -> Finding | None:
         return None
     zero = bool((history["weight_norm"].isel(record=0).sel(layer=copies) == 0).all()) if "weight_norm" in history else 0
     shows = xr.ones_like(history["first_bad_step"], dtype=bool)
-    cause = f"initializer: weights that are {'zero' if zero else 'equal'}"
     return case.found(
         "constant",
         shows,
         copies,
         history["step"] == history["step"][0],
         {"units_that_differ": 1, "units": [int(fans[names.index(name)]) for name in copies]},
-        cause,
-        f"all units of {copies[0]} start as copies of each other, and get the same gradient at every step",
-        f"draw the weights at random: {cure(case)}",
+        Explanation(
+            f"initializer: weights that are {'zero' if zero else 'equal'}",
+            f"all units of {copies[0]} start as copies of each other and get the same gradient at every step",
+            f"draw the weights at random: {initializer_advice(case)}",
+        ),
         "serious",
     )
 
 
 def learning_rate_high(case: Case) -> Finding | None:
-    """Steps as large as the weights, and nothing learnt."""
+    """Steps nearly as large as the weights, in a run that has not learnt."""
     ratio = update_ratio(case)
     bad = ratio > FAST
     shows = bad.any("record") & ~case.learnt
     if not most(shows):
         return None
     measured, peak = float(ratio.max("record").median("lane")), float(case.history["train_loss"].max(skipna=False))
-    reached = f"reaches {peak:.3g}" if np.isfinite(peak) else "leaves the finite numbers"
+    reached = f"reaches {peak:.3g}" if np.isfinite(peak) else "becomes NaN or infinite"
     return case.found(
         "learning_rate_high",
         shows,
         case.history["layer"].values,
         bad,
         {"update_ratio": measured, "bound": FAST, "loss_at_most": peak, "loss_of_chance": case.chance},
-        "learning rate",
-        f"a step changes half of the layers by {measured:.2g} of their weights or more (healthy: at most {FAST:g}), "
-        f"and the loss {reached} where chance has {case.chance:.3g}",
-        f"try a learning rate of {rounded(case.hypers.learning_rate * FAST / 10 / measured)}",
+        Explanation(
+            "learning rate",
+            f"one step changes the weights of half of the layers by {measured:.2g} of their norm or more (healthy: at "
+            f"most {FAST:g}), and the loss {reached} (guessing: {case.chance:.3g})",
+            f"try a learning rate of {rounded(case.hypers.learning_rate * FAST / 10 / measured)}",
+        ),
     )
 
 
 def clipping(case: Case) -> Finding | None:
-    """Clipping turns the gradient, or makes zeros of it, and does not only shorten it."""
+    """Clipping changes the gradient's direction, or makes it 0."""
     if case.config.clip == "none":
         return None
     if found := _zeroed(case):
@@ -139,15 +143,17 @@ def clipping(case: Case) -> Finding | None:
             "clip_threshold": case.hypers.clip_threshold,
             "gradient_norm": largest,
         },
-        "clipping",
-        f"--clip {case.config.clip} at {case.hypers.clip_threshold:g} changes up to {100 * fraction:.0f} % of a "
-        f"layer's elements: the angle to the gradient has a cosine of {measured:.2g} (shortening alone: 1)",
-        f"--clip global_norm, which keeps the direction, at about the gradient's norm, {largest:.2g}",
+        Explanation(
+            "clipping",
+            f"--clip {case.config.clip} at {case.hypers.clip_threshold:g} changes up to {100 * fraction:.0f} % of a "
+            f"layer's elements: its cosine with the gradient is {measured:.2g} (1 if the direction is kept)",
+            f"--clip global_norm, which keeps the direction, with a threshold near the gradient's norm, {largest:.2g}",
+        ),
     )
 
 
 def _zeroed(case: Case) -> Finding | None:
-    """Clipping divides by a norm that is no number of float32 any more, so that nothing is left of the gradient."""
+    """Clipping makes the gradient 0: its norm overflows float32, or the result is too small for float32."""
     if "clipped_to_zero" not in case.history:
         return None
     share = case.history["clipped_to_zero"].max("evaluation")
@@ -155,30 +161,35 @@ def _zeroed(case: Case) -> Finding | None:
     if not most(shows):
         return None
     g, c = (case.history[name].astype(np.float64) for name in ("gradient_norm", "clipped_norm"))
-    gone = (g > 0) & (c == 0)
-    layers = [str(name) for name in g["layer"].values if bool(gone.sel(layer=name).where(shows).any())]
+    zeroed = (g > 0) & (c == 0)
+    layers = [str(name) for name in g["layer"].values if bool(zeroed.sel(layer=name).where(shows).any())]
     measured, largest = float(share.where(shows).median()), float((g**2).sum("layer").where(shows).max() ** 0.5)
-    why, advice = "what it leaves is below float32", "a larger --clip-threshold"
+    why, advice = "the clipped gradient is below float32's smallest number", "a larger --clip-threshold"
     if largest > LARGEST_NORM:
-        why = "a norm above 1.8e19 overflows float32"
-        advice = f"smaller initial weights: {cure(case)}; --clip value has no norm that could overflow"
+        why = "the square of a norm above 1.8e19 overflows float32"
+        advice = f"smaller initial weights: {initializer_advice(case)}; or --clip value, which computes no norm"
     elif case.hypers.clip_threshold == 0:
         why = "the threshold is 0"
     return case.found(
         "clipping",
         shows,
         layers or g["layer"].values,
-        gone.any("layer"),
+        zeroed.any("layer"),
         {"clipped_to_zero": measured, "gradient_norm": largest, "largest_norm": LARGEST_NORM},
-        "clipping",
-        f"--clip {case.config.clip} makes zeros of the gradient in up to {100 * measured:.3g} % of an epoch's steps, "
-        f"which then move nothing: the norm reached {largest:.2g}, and {why}",
-        advice,
+        Explanation(
+            "clipping",
+            f"--clip {case.config.clip} makes the gradient 0 in up to {100 * measured:.3g} % of an epoch's steps, "
+            f"which then change no weight: the norm reached {largest:.2g}, and {why}",
+            advice,
+        ),
     )
 
 
 def learning_rate_low(case: Case) -> Finding | None:
-    """All steps together are short of the weights, and nothing is learnt; steps of 0 are not the learning rate's."""
+    """All steps together are small beside the weights, in a run that has not learnt.
+
+    Steps of exactly 0 count only if the learning rate is 0; otherwise they have another cause.
+    """
     ratio = case.history["update_ratio"].astype(np.float64)
     n = int(case.history["evaluated_at"].values[-1])
     path = (ratio.where(np.isfinite(ratio)).mean("record") * n).max("layer")
@@ -194,27 +205,32 @@ def learning_rate_low(case: Case) -> Finding | None:
         case.history["layer"].values,
         xr.ones_like(ratio.isel(layer=0), dtype=bool),
         {"path": measured, "bound": SHORT, "steps": n, "update_ratio": measured / n},
-        "learning rate",
-        f"all {n} steps together move no layer by more than {measured:.2g} of its weights (healthy: {SHORT:g} or more)",
-        f"a learning rate of {rounded(better)}, or more steps" if np.isfinite(better) else "a learning rate above 0",
+        Explanation(
+            "learning rate",
+            f"all {n} steps together change no layer's weights by more than {measured:.2g} of their norm "
+            f"(healthy: {SHORT:g} or more)",
+            f"a learning rate of {rounded(better)}, or more steps"
+            if np.isfinite(better)
+            else "a learning rate above 0",
+        ),
     )
 
 
 def underflow(case: Case) -> Finding | None:
-    """Gradients that low precision has no numbers for, while there is still something to learn."""
+    """Gradients too small for a low precision, while the loss is still high."""
     history = case.history
     learning = (history["loss"] > case.chance / 2) | (history["step"] == history["step"][0])
 
     def lost(precision: str) -> xr.DataArray:
         return history[f"gradient_{precision}_underflow"].astype(np.float64).where(learning)
 
-    half, brain = lost("float16"), lost("bfloat16")
-    bad = half.max("layer") > LOST
+    in_float16, in_bfloat16 = lost("float16"), lost("bfloat16")
+    bad = in_float16.max("layer") > LOST
     shows = bad.isel(record=0)
     if not most(shows):
         return None
-    worst = half.isel(record=0).where(shows).median("lane")
-    too_small = bool(brain.isel(record=0).max("layer").where(shows).median() > LOST)
+    worst = in_float16.isel(record=0).where(shows).median("lane")
+    too_small = bool(in_bfloat16.isel(record=0).max("layer").where(shows).median() > LOST)
     layers = [str(name) for name in worst["layer"].values if float(worst.sel(layer=name)) > LOST]
     share = float(worst.max())
     return case.found(
@@ -224,20 +240,21 @@ def underflow(case: Case) -> Finding | None:
         bad,
         {
             "lost_in_float16": dict(zip(map(str, worst["layer"].values), worst.values.tolist(), strict=True)),
-            "lost_in_bfloat16": float(brain.isel(record=0).max("layer").median()),
+            "lost_in_bfloat16": float(in_bfloat16.isel(record=0).max("layer").median()),
             "bound": LOST,
         },
-        "precision",
-        f"float16 would make zeros of {100 * share:.0f} % of the nonzero gradient of a layer"
-        f" at step {history['step'].values[0]}"
-        + (", and so would bfloat16" if too_small else "; bfloat16 would keep it"),
-        "larger weights in the layers above" if too_small else "bfloat16, or a loss scaled up by 2¹⁰ or more",
+        Explanation(
+            "precision",
+            f"in float16, {100 * share:.0f} % of a layer's nonzero gradient elements would be 0 at step "
+            f"{history['step'].values[0]}" + (", and in bfloat16 too" if too_small else "; bfloat16 would keep them"),
+            "larger weights in the layers above" if too_small else "bfloat16, or a loss scaled up by 2¹⁰ or more",
+        ),
         "serious" if too_small else "warning",
     )
 
 
 def _near_multiples(counts: np.ndarray, width: int) -> bool:
-    """Whether counts are multiples of the width, but for a few that rounding moved over a bin's edge."""
+    """Whether counts are multiples of the width, except for a few elements that rounding put into the next bin."""
     counts = counts[counts > 0].astype(np.int64)
     off = np.minimum(counts % width, -counts % width)
-    return bool(off.sum() <= 0.1 * counts.size * width / 4)  # a tenth of what chance leaves
+    return bool(off.sum() <= 0.1 * counts.size * width / 4)  # a tenth of the expected remainder of random counts

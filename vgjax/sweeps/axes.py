@@ -1,4 +1,4 @@
-"""What the axes of a grid may be: listed values, ranges as NumPy names them, and points."""
+"""Read the axes of a grid: lists of values, ranges as in NumPy, and points."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ from vgjax.settings import HINTS
 
 AXES = ("product", "zip", "points")
 MOST_POINTS = 1_000_000
-DEEPEST = 10_000  # layers: enough for any network that was ever trained, and no typing error fills the memory
+DEEPEST = 10_000  # layers; deeper than any trained network, but a typing error cannot fill the memory
 RANGES = ("linspace", "geomspace", "arange")
 STANDS_FOR = {"depth": "hidden", "width": "hidden", "sigma_w2": "sigma_w", "sigma_b2": "sigma_b"}
-FIELDS: dict[str, Any] = {  # what can be swept over, and its type
+FIELDS: dict[str, Any] = {  # every field that can be swept → its type
     **{"depth": int, "width": int, "sigma_w2": float, "sigma_b2": float},
     **HINTS["config"],
     **HINTS["hypers"],
 }
-LIMITS = {  # of those that neither `Config` nor `check_hypers` knows
+LIMITS = {  # of the fields that neither `Config` nor `check_hypers` checks
     "depth": (0, DEEPEST, f"0 to {DEEPEST}"),
     "width": (1, math.inf, "whole numbers from 1"),
     "sigma_w2": (0, sys.float_info.max, "0 or more"),
@@ -37,10 +37,12 @@ CONTENTS = {
 
 
 def product_axes(content: Any) -> dict[str, tuple]:
+    """Read the section `product`: field → its distinct values."""
     return {name: _values(name, values, distinct=True) for name, values in _mapping("product", content).items()}
 
 
 def zip_axes(content: Any) -> dict[str, tuple]:
+    """Read the section `zip`: field → its values, equally many of each."""
     columns = {name: _values(name, values, distinct=False) for name, values in _mapping("zip", content).items()}
     if len({len(values) for values in columns.values()}) > 1:
         lengths = ", ".join(f"{name} {len(values)}" for name, values in columns.items())
@@ -49,13 +51,14 @@ def zip_axes(content: Any) -> dict[str, tuple]:
 
 
 def listed_points(content: Any) -> tuple[Step, ...]:
+    """Read the section `points`."""
     if not isinstance(content, Sequence) or isinstance(content, str):
         raise ValueError(f"points {reprlib.repr(content)} is not allowed; allowed: {CONTENTS['points']}")
     return tuple({name: _value(name, value) for name, value in _mapping("points", one).items()} for one in content)
 
 
 def _mapping(section: str, content: Any) -> Mapping[str, Any]:
-    """The content of a section, its names checked."""
+    """Check the names in a section."""
     if not isinstance(content, Mapping):
         raise ValueError(f"{section} {reprlib.repr(content)} is not allowed; allowed: {CONTENTS[section]}")
     for name in content:
@@ -67,7 +70,7 @@ def _mapping(section: str, content: Any) -> Mapping[str, Any]:
 
 
 def _values(name: str, values: Any, distinct: bool) -> tuple:
-    """What a field goes through, checked; `distinct`: numbers that rounding makes equal are one."""
+    """The values of a field, checked; `distinct`: numbers that become equal by rounding count once."""
     if isinstance(values, Mapping):
         found = _range(name, values)
         if FIELDS[name] is int:
@@ -84,7 +87,7 @@ def _values(name: str, values: Any, distinct: bool) -> tuple:
 
 
 def _value(name: str, value: Any) -> Any:
-    """One value of a field, converted; what `Config` and `check_hypers` check is left to them."""
+    """One value of a field, converted to its type; `Config` and `check_hypers` check the rest."""
     if callable(value) and FIELDS[name] is str:
         return value
     plain = value.tolist() if hasattr(value, "tolist") else list(value) if isinstance(value, tuple) else value
@@ -110,7 +113,7 @@ def _range(name: str, words: Mapping[str, Any]) -> list[float]:
     if not isinstance(given, list | tuple) or len(given) not in ((1, 2, 3) if kind == "arange" else (3,)):
         raise ValueError(f"{what} is not allowed; allowed: {allowed}")
     numbers = [settings.converted(f"{name} {kind}", number, float) for number in given]
-    if not all(math.isfinite(2 * number) for number in numbers):  # so that differences are finite too
+    if not all(math.isfinite(2 * number) for number in numbers):  # so that differences are finite as well
         raise ValueError(f"{what} is not allowed; allowed: finite numbers")
     import numpy as np
 

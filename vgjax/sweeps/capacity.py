@@ -1,4 +1,4 @@
-"""What this machine can do, for plans: free memory, and the speed of matrix products."""
+"""The free memory of this machine and its speed in matrix products, for the plan of a sweep."""
 
 from __future__ import annotations
 
@@ -14,27 +14,27 @@ MEMORY_LIMIT, MEMORY_USED = Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgr
 
 
 def free_bytes() -> int:
-    """Memory that is free on the devices together; on CPUs, the machine's, within the limit of its container."""
+    """Free memory of all devices together; on CPUs that of the machine, or of its container if that is less."""
     devices = jax.local_devices()
     if all(stats := [device.memory_stats() for device in devices]):
         return sum(one["bytes_limit"] - one["bytes_in_use"] for one in stats)
     free = psutil.virtual_memory().available
     try:
         return min(free, int(MEMORY_LIMIT.read_text()) - int(MEMORY_USED.read_text()))
-    except (OSError, ValueError):  # no container, or one without a limit
+    except (OSError, ValueError):  # no container, or no limit
         return free
 
 
 @functools.lru_cache
 def matmul_speed(batch_size: int, width: int) -> float:
-    """Floating-point operations a second in products [batch_size, width] · [width, width] of all devices, measured."""
+    """Measured speed of products [batch_size, width] · [width, width] on all devices [operations per second]."""
     x, w = jnp.ones((batch_size, width)), jnp.ones((width, width))
     repeats = max(1, round(1e8 / (2 * batch_size * width**2)))
     many = jax.jit(lambda x: jax.lax.fori_loop(0, repeats, lambda _, x: jnp.tanh(x @ w), x))
     jax.block_until_ready(many(x))
     started = time.perf_counter()
     jax.block_until_ready(many(x))
-    n = len(jax.local_devices()) if jax.default_backend() != "cpu" else 1  # devices of a CPU share its cores
+    n = len(jax.local_devices()) if jax.default_backend() != "cpu" else 1  # the devices of one CPU share its cores
     return n * repeats * 2 * batch_size * width**2 / (time.perf_counter() - started)
 
 

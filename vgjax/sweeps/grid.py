@@ -1,6 +1,6 @@
-"""What a user writes to sweep over: axes over the fields of `Config` and `Hypers`, and the points they make.
+"""The grid of a sweep: axes over the fields of `Config` and `Hypers`, and the points that they give.
 
-Plain data in, a list of points out; nothing here needs JAX.
+This module does not need JAX.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from vgjax.names import text_of
 from vgjax.settings import HINTS
 from vgjax.sweeps.axes import AXES, CONTENTS, MOST_POINTS, STANDS_FOR, Step, listed_points, product_axes, zip_axes
 
-Axis = tuple[Step, ...]  # what one axis goes through
+Axis = tuple[Step, ...]  # the steps of one axis
 
 
 class Point(NamedTuple):
@@ -32,10 +32,10 @@ class Point(NamedTuple):
     hypers: Hypers
     seed: int
     coordinates: dict[str, Any]
-    """Swept field → value as written."""
+    """Swept field → its value as the user wrote it."""
 
     def value(self, name: str) -> Any:
-        """The value of a field, swept over in this point or not."""
+        """The value of a field, swept or not."""
         if name in self.coordinates:
             return self.coordinates[name]
         derived: dict[str, float] = {"depth": len(self.config.hidden), "width": (*self.config.hidden, 0)[0]}
@@ -43,9 +43,9 @@ class Point(NamedTuple):
         return derived.get(name, getattr(self.hypers, name, getattr(self.config, name, None)))
 
     def identity(self) -> str:
-        """Content address: 16 hex digits of the SHA-256 of the canonical JSON of config, hypers and seed.
+        """The first 16 hex digits of the SHA-256 of config, hypers and seed as canonical JSON.
 
-        Neither the order of fields nor the way they were swept over (depth and width, or hidden) makes a difference.
+        It depends neither on the order of the fields nor on how they were swept (by depth and width, or by hidden).
         """
         content = _canonical(self.config, self.hypers) | {"seed": int(self.seed)}
         text = json.dumps(content, sort_keys=True, separators=(",", ":"))
@@ -56,20 +56,19 @@ class Point(NamedTuple):
 class Grid:
     """A product of axes over fields of `Config` and `Hypers`, times seeds.
 
-    Besides those fields there are depth and width (hidden = width, depth times; the one that is not swept over is the
-    base's) and sigma_w2 and sigma_b2, the variances σ_w² and σ_b².
+    There are four more fields: depth and width, which give `hidden` (width, depth times; the one that is not swept
+    comes from the base), and sigma_w2 and sigma_b2, the variances σ_w² and σ_b².
 
     Args:
-      product: field → its values, every field an axis of its own; values are a list, or NumPy's
-        {linspace: [start, stop, num]}, {geomspace: [start, stop, num]} or {arange: [start, stop, step]}, which are
-        rounded to whole numbers where the field is one.
-      zip: field → its values; these fields advance together, as one axis.
-      points: settings of some fields each, as one axis.
-      config, hypers: the base, for what is not swept over.
+      product: field → its values; every field is an axis. Values are a list, or {linspace: [start, stop, num]},
+        {geomspace: [start, stop, num]} or {arange: [start, stop, step]} as in NumPy (rounded for integer fields).
+      zip: field → its values; these fields advance together as one axis.
+      points: a list of settings, {field: value, …}, as one axis.
+      config, hypers: the base; gives the fields that are not swept.
       seeds: how many (0, 1, …) or which.
 
     Raises:
-      ValueError: a field or value is not allowed, two points are the same, or there is nothing to sweep over.
+      ValueError: a field or value is not allowed, two points are the same, or no field is swept.
 
     Example:
       >>> grid = Grid(product={"depth": [2, 4], "sigma_w2": [1.0, 2.0]}, config=Config(hidden=(100,)), seeds=3)
@@ -94,11 +93,11 @@ class Grid:
         _check_fields([(name, "product") for name in self.product] + [(name, "zip") for name in self.zip], self.points)
         if self._size > MOST_POINTS:
             raise ValueError(f"the grid has {self._size} points; allowed: at most {MOST_POINTS}")
-        _ = self._settings  # so that what is wrong with a point is said now
+        _ = self._settings  # raises now if a point is not allowed
 
     @property
     def axes(self) -> tuple[Axis, ...]:
-        """What each axis goes through, the slowest first; the seeds, fastest of all, are not among them."""
+        """All axes, the slowest first, without the seeds, which are the fastest axis."""
         together = tuple(dict(zip(self.zip, values, strict=True)) for values in zip(*self.zip.values(), strict=True))
         product = (tuple({name: value} for value in values) for name, values in self.product.items())
         return tuple(axis for axis in (*product, together, tuple(map(dict, self.points))) if axis)
@@ -122,18 +121,18 @@ class Grid:
 
     @cached_property
     def _settings(self) -> list[tuple[Config, Hypers, Step]]:
-        """The points without their seeds, each a different one."""
+        """The points without their seeds; each occurs once."""
         configs: dict[tuple, tuple[Config, str]] = {}
         seen: dict[tuple, Step] = {}
         made = []
         for steps in itertools.product(*self.axes):
             coordinates: Step = {name: value for step in steps for name, value in step.items()}
-            changes = _underived(coordinates, self.config)
+            changes = _as_config_fields(coordinates, self.config)
             of_hypers = {name: changes.pop(name) for name in Hypers._fields if name in changes}
             hypers = self.hypers._replace(**of_hypers)
             if of_hypers:
                 check_hypers(hypers)
-            if (key := tuple(changes.items())) not in configs:  # a Config takes longer to make than to find
+            if (key := tuple(changes.items())) not in configs:  # looking up a Config is faster than making one
                 config = replace(self.config, **changes)
                 configs[key] = config, json.dumps(_canonical(config, hypers)["config"])
             config, text = configs[key]
@@ -146,7 +145,7 @@ class Grid:
 
 
 def read_grid(path: Path) -> Grid:
-    """Read a grid file (YAML or TOML): a config file with product, zip or points besides.
+    """Read a grid file (YAML or TOML): a config file that also has product, zip or points.
 
     Raises:
       ValueError: damaged, or a field or value that is not allowed.
@@ -156,7 +155,7 @@ def read_grid(path: Path) -> Grid:
 
 
 def grid_from(plain: Any) -> Grid:
-    """The same from plain data, as a grid file or `as_plain` hold them.
+    """Make a grid from plain data, as a grid file or `grid_as_plain` gives them.
 
     Raises:
       ValueError: a field or value is not allowed.
@@ -177,8 +176,8 @@ def grid_from(plain: Any) -> Grid:
     return Grid(**axes, config=base.config, hypers=base.hypers[0], seeds=base.seeds)
 
 
-def as_plain(grid: Grid) -> dict[str, Any]:
-    """A grid as plain data (JSON, with the order of the axes), which `grid_from` reads: ranges are lists by now."""
+def grid_as_plain(grid: Grid) -> dict[str, Any]:
+    """A grid as plain data (for JSON), which `grid_from` reads; keeps the order of the axes, ranges become lists."""
     run = settings.as_plain(grid.config, [grid.hypers], [], "")
     plain: dict[str, Any] = {"config": run["config"], "hypers": run["hypers"][0]}
     plain["seeds"] = grid.seeds if isinstance(grid.seeds, int) else list(grid.seeds)
@@ -192,7 +191,7 @@ def as_plain(grid: Grid) -> dict[str, Any]:
 
 
 def _canonical(config: Config, hypers: Hypers) -> dict[str, Any]:
-    """A setting as plain data in which equal numbers are written alike: 0, 0.0 and -0.0."""
+    """A setting as plain data in which equal numbers have the same text: 0, 0.0 and -0.0."""
     parts = {"config": settings.plain_of(vars(config)), "hypers": hypers._asdict()}
     return {
         part: {name: float(value) + 0.0 if HINTS[part][name] is float else value for name, value in fields.items()}
@@ -200,8 +199,8 @@ def _canonical(config: Config, hypers: Hypers) -> dict[str, Any]:
     }
 
 
-def _underived(coordinates: Step, base: Config) -> Step:
-    """The same in fields of `Config` and `Hypers` alone."""
+def _as_config_fields(coordinates: Step, base: Config) -> Step:
+    """Replace depth, width, sigma_w2 and sigma_b2 by fields of `Config` and `Hypers`."""
     changes = {name: value for name, value in coordinates.items() if name not in STANDS_FOR}
     for name in ("sigma_w2", "sigma_b2"):
         if name in coordinates:
@@ -219,7 +218,7 @@ def _underived(coordinates: Step, base: Config) -> Step:
 
 
 def _check_fields(axes: list[tuple[str, str]], points: Sequence[Mapping[str, Any]]) -> None:
-    """No field is swept over twice, under whatever name."""
+    """Refuse a field that is swept twice, also under another name."""
     section_of: dict[str, str] = {}
     for name, section in [*axes, *((name, "points") for name in dict.fromkeys(itertools.chain(*points)))]:
         if name in section_of:
@@ -234,7 +233,7 @@ _READERS = {"product": product_axes, "zip": zip_axes, "points": listed_points}
 
 
 def _seeds(seeds: Any) -> int | tuple[int, ...]:
-    """How many, or which, checked."""
+    """Check the seeds: how many, or which."""
     which = settings.which_seeds(seeds)
     if len(set(which)) < len(which):
         raise ValueError(f"seeds {reprlib.repr(seeds)} is not allowed; allowed: how many, or which, each once")
@@ -242,6 +241,6 @@ def _seeds(seeds: Any) -> int | tuple[int, ...]:
 
 
 def _shown(coordinates: Step) -> str:
-    """A point as text, for messages."""
+    """A point as text for messages."""
     words = (f"{name} {text_of(v) if callable(v) else reprlib.repr(v)}" for name, v in coordinates.items())
     return f"({', '.join(words) or 'the base'})"

@@ -1,4 +1,4 @@
-"""Figures of a sweep: heat maps and curves over coordinates of its lanes, in the style of `figures`."""
+"""Figures of a sweep: heat maps and curves over the coordinates of its lanes, in the style of `figures`."""
 
 from __future__ import annotations
 
@@ -16,50 +16,50 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Patch, Rectangle
 
 from vgjax.config import Config, Hypers
-from vgjax.figures import MARKERS, panels, save, styled
-from vgjax.sweeps import maps
+from vgjax.figures import MARKERS, panels, save_figure, styled
+from vgjax.sweeps import tables
 from vgjax.sweeps.theory_curves import Curve, theory_curve
 
 SYMBOLS = {"sigma_w": "$\\sigma_w$", "sigma_b": "$\\sigma_b$", "sigma_w2": "$\\sigma_w^2$", "sigma_b2": "$\\sigma_b^2$"}
 UNITS = {"depth": "depth [hidden layers]", "width": "width [units]", "batch_size": "batch size [examples]"}
 NAMES = SYMBOLS | UNITS
 MOST_TICKS = 8
-MOST_LETTERS = 40  # side by side along an axis
-WIDE = 30  # a ratio of values from which on their scale is logarithmic
+MOST_LETTERS = 40  # of all labels along an axis; more are rotated
+WIDE = 30  # the scale of the values is logarithmic from this ratio of largest to smallest
 
 
-class Places(NamedTuple):
+class AxisPlaces(NamedTuple):
     """Where the values of a coordinate are on an axis."""
 
     values: np.ndarray  # sorted and distinct
-    at: np.ndarray  # numbers: themselves; names: 0, 1, …
-    edges: np.ndarray
+    at: np.ndarray  # the values if they are numbers; 0, 1, … if they are names
+    edges: np.ndarray  # borders of the cells
     is_log: bool
 
 
-def _places(column: pd.Series) -> Places:
+def _places(column: pd.Series) -> AxisPlaces:
     values = np.unique(column.to_numpy())
     if not _is_number(column):
-        return Places(values, np.arange(len(values)), np.arange(len(values) + 1) - 0.5, False)
-    return Places(values, values, maps.edges(values), maps.is_log_spaced(values))
+        return AxisPlaces(values, np.arange(len(values)), np.arange(len(values) + 1) - 0.5, False)
+    return AxisPlaces(values, values, tables.edges(values), tables.is_log_spaced(values))
 
 
-def _beside(places: Places, values: pd.Series, shift: float) -> np.ndarray:
-    """Where values are drawn, a little to the side, so that the intervals of several lines are seen."""
+def _beside(places: AxisPlaces, values: pd.Series, shift: float) -> np.ndarray:
+    """Places of values, shifted a little, so that the intervals of several lines do not overlap."""
     at = places.at[np.searchsorted(places.values, values.to_numpy())]
     first, last = places.edges[[0, -1]]
     return at * (last / first) ** (0.012 * shift) if places.is_log else at + (last - first) * 0.012 * shift
 
 
 def _is_number(column: pd.Series) -> bool:
-    """Whether a column can be an axis of numbers; one with infinity is one of names."""
+    """Whether a column can be an axis of numbers; with infinity in it, it is an axis of names."""
     if not pd.api.types.is_numeric_dtype(column) or pd.api.types.is_bool_dtype(column):
         return False
     return bool(np.isfinite(column).all())
 
 
-def _dress(axes: Axes, which: str, name: str, places: Places) -> None:
-    """Scale, limits, ticks at the values where they are few, and the name of the axis x or y."""
+def _set_axis(axes: Axes, which: str, name: str, places: AxisPlaces) -> None:
+    """Set scale, limits, ticks (at the values if they are few) and label of the axis x or y."""
     axis = getattr(axes, f"{which}axis")
     if places.is_log:
         getattr(axes, f"set_{which}scale")("log")
@@ -76,10 +76,10 @@ def _dress(axes: Axes, which: str, name: str, places: Places) -> None:
 
 @styled
 def heat_map(table: pd.DataFrame, x: str, y: str, label: str, curve: Curve | None = None) -> Figure:
-    """A value over two coordinates: a coloured cell around each point, hatched where lanes diverged.
+    """A value over two coordinates: a coloured cell around each point, hatched if lanes diverged.
 
     Args:
-      table: by `maps.cells`.
+      table: by `tables.cells`.
       x, y: its coordinates.
       label: what the value is [unit].
       curve: by `theory_curve`, drawn as a dashed line.
@@ -100,8 +100,8 @@ def heat_map(table: pd.DataFrame, x: str, y: str, label: str, curve: Curve | Non
                 fill=False, hatch="////", linewidth=0, edgecolor="0.55" if is_lost else "white",
             )
         )  # fmt: skip
-    _dress(axes, "x", x, columns)
-    _dress(axes, "y", y, rows)
+    _set_axis(axes, "x", x, columns)
+    _set_axis(axes, "y", y, rows)
     axes.grid(False)
     legend: list[Any] = []
     if curve is not None:
@@ -121,6 +121,7 @@ def heat_map(table: pd.DataFrame, x: str, y: str, label: str, curve: Curve | Non
 
 
 def _norm(value: np.ndarray) -> Normalize:
+    """The colour scale, logarithmic for a wide range of positive values."""
     seen = value[np.isfinite(value)]
     if seen.size == 0:
         return Normalize(0, 1)
@@ -128,47 +129,47 @@ def _norm(value: np.ndarray) -> Normalize:
     return LogNorm(low, high) if low > 0 and high > WIDE * low else Normalize(low, high)
 
 
-def _beyond(places: Places) -> tuple[float, float]:
-    """Limits that lie outside the axis, where what is infinite is drawn."""
+def _beyond(places: AxisPlaces) -> tuple[float, float]:
+    """Two places outside the axis, where infinite values are drawn."""
     low, high = places.edges[[0, -1]]
     return (low / 10, high * 10) if places.is_log else (2 * low - high, 2 * high - low)
 
 
 def _in_lines(text: str, most: int = 44) -> str:
-    """As few lines as hold it, all about as long."""
+    """Break text into as few lines as possible, of about equal length."""
     lines = len(textwrap.wrap(text, most))
     return next(fill for n in range(8, most + 1) if (fill := textwrap.fill(text, n)).count("\n") < lines)
 
 
 def _caption(table: pd.DataFrame, of: str) -> str:
-    """How many seeds a mean is over."""
+    """Over how many seeds the means are."""
     counts = table["n"][table["n"] > 0]
     if counts.empty:
         return "no lane stayed finite"
     few, many = counts.min(), counts.max()
     seeds = "1 seed" if many == 1 else f"{many} seeds" if few == many else f"{few} to {many} seeds"
-    return f"{'mean of ' if many > 1 else ''}{seeds} a {of}"
+    return f"{'mean of ' if many > 1 else ''}{seeds} per {of}"
 
 
 @styled
 def curves(table: pd.DataFrame, x: str, line: str | None, label: str) -> Figure:
-    """A value over one coordinate: means with 95 % intervals, a line for every value of another one.
+    """A value over one coordinate: means with 95 % intervals, and a line for each value of another coordinate.
 
     Args:
-      table: by `maps.cells`.
-      x: its coordinate along the axis.
-      line: its coordinate that tells lines apart, if there is one.
+      table: by `tables.cells`.
+      x: the coordinate along the axis.
+      line: the coordinate with a line for each value, or None.
       label: what the value is [unit].
     """
     figure, grid = panels(width=5.2, height=3.4)
     axes = grid[0, 0]
     places = _places(table[x])
-    _dress(axes, "x", x, places)
+    _set_axis(axes, "x", x, places)
     rows = [("", table)] if line is None else [(str(name), one) for name, one in table.groupby(line)]
     for which, (name, one) in enumerate(rows):
         at = _beside(places, one[x], which - (len(rows) - 1) / 2)
         value, low, high = one[["value", "low", "high"]].to_numpy(float).T
-        lengths = np.nan_to_num([value - low, high - value])  # of one seed there is no interval
+        lengths = np.nan_to_num([value - low, high - value])  # one seed has no interval
         style: dict[str, Any] = {
             "marker": MARKERS[(which + which // len(MARKERS)) % len(MARKERS)],
             "color": f"C{which}",
@@ -193,24 +194,24 @@ def curves(table: pd.DataFrame, x: str, line: str | None, label: str) -> Figure:
 
 
 def write_plot(path: Path, history: xr.Dataset, spec: str, config: Config, hypers: Hypers) -> Path:
-    """Draw what `spec` says, and write it beside the numbers as path.png, path.svg and path.csv.
+    """Draw the plot `spec`; write it as path.png and path.svg, and its numbers as path.csv.
 
     Args:
       path: without suffix.
       history: of a sweep.
-      spec: "x,value": one curve; "x,y,value": a heat map, or, where y holds names, a curve for each.
-      config, hypers: base of the sweep, for theory's curve.
+      spec: "x,value": one curve; "x,y,value": a heat map, or a curve for each y if y holds names.
+      config, hypers: base of the sweep, for the curve of theory.
 
     Returns:
       The PNG.
 
     Raises:
-      ValueError: `maps.parse_plot` or `maps.cells` refuse.
+      ValueError: raised by `tables.parse_plot` or `tables.cells`.
     """
-    plot = maps.parse_plot(spec, maps.lanes(history), maps.values_of(history))
+    plot = tables.parse_plot(spec, tables.lanes(history), tables.values_of(history))
     over = [name for name in (plot.x, plot.y) if name]
-    table = maps.cells(history, over, plot.value)
-    label = maps.description(history, plot.value)
+    table = tables.cells(history, over, plot.value)
+    label = tables.description(history, plot.value)
     written = table.assign(what=plot.value)
     if plot.y and _is_number(table[plot.y]):
         curve = theory_curve(history, plot.x, plot.y, config, hypers)
@@ -220,5 +221,5 @@ def write_plot(path: Path, history: xr.Dataset, spec: str, config: Config, hyper
             written = pd.concat([written, theory])
     else:
         figure = curves(table, plot.x, plot.y, label)
-    save(figure, path, written)
+    save_figure(figure, path, written)
     return Path(f"{path}.png")

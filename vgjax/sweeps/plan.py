@@ -1,4 +1,4 @@
-"""The plan of a sweep: points grouped by the program they share, each group cut into slices that fit the memory."""
+"""The plan of a sweep: points that share a program form a group; each group is cut into slices that fit the memory."""
 
 from __future__ import annotations
 
@@ -22,37 +22,37 @@ from vgjax.training.chunk_plan import Shape, shape
 from vgjax.training.optim import make_optimizer
 
 SHARE_OF_MEMORY = 0.8
-SECONDS_TO_COMPILE = 10.0  # of one program, on a CPU
+SECONDS_TO_COMPILE = 10.0  # for one program, on a CPU
 
 
 class Slice(NamedTuple):
-    """Points of one config that run at once; slices that differ in points and depth alone share a program."""
+    """Points of one config that run at once; slices that differ only in points and depth share a program."""
 
     config: Config
     points: tuple[Point, ...]
-    lanes: int  # the program is compiled for so many, replicas counted
-    deepest: int  # and for networks of up to so many hidden layers; 0: for this one alone
+    lanes: int  # number of lanes that the program is compiled for, replicas included
+    deepest: int  # largest number of hidden layers that it is compiled for; 0: only for the depth of this config
 
     @property
     def program(self) -> tuple[Config, int, int]:
-        """What is compiled: equal for slices that share it."""
+        """The program's key: equal for slices that share it."""
         hidden = self.config.hidden[:1] if self.deepest else self.config.hidden
         return replace(self.config, hidden=hidden), self.lanes, self.deepest
 
     @property
     def compiled(self) -> Config:
-        """The config of the network that is compiled."""
+        """The config that the program is compiled for."""
         return replace(self.config, hidden=self.config.hidden[:1] * self.deepest) if self.deepest else self.config
 
 
-class Plan(NamedTuple):
-    """What a sweep is going to do."""
+class SweepPlan(NamedTuple):
+    """What a sweep will run, and what it needs."""
 
     points: int  # of the whole grid
-    finished: int  # of them, run before
-    slices: tuple[Slice, ...]  # in their order
-    bytes_needed: int  # by the largest of them
-    bytes_there: int
+    finished: int  # points that were run before
+    slices: tuple[Slice, ...]  # in the order in which they run
+    bytes_needed: int  # by the largest slice
+    bytes_there: int  # free memory
     seconds: float  # estimate, on this machine
 
     @property
@@ -67,12 +67,12 @@ def cut(
     shard: parallel.Sharding = "auto",
     devices: int = 1,
 ) -> list[Slice]:
-    """Slices of those points, in their order; all slices of one program have as many lanes.
+    """Cut points into slices, in their order; all slices of one program have the same number of lanes.
 
     Args:
-      points: to be run.
+      points: the points to run.
       most_lanes: how many lanes of a config may run at once.
-      shard, devices: where these share the lanes, lanes are made up to a multiple of them.
+      shard, devices: if the devices share the lanes, the number of lanes is rounded up to a multiple of `devices`.
     """
 
     def full(lanes: int) -> int:
@@ -94,7 +94,7 @@ def cut(
 
 
 def halved(one: Slice) -> list[Slice]:
-    """The same points, half as many at once."""
+    """The same points in slices of half as many lanes."""
     replicas = one.config.replicas
     at_once = max(1, one.lanes // replicas // 2)
     parts = [one.points[i : i + at_once] for i in range(0, len(one.points), at_once)]
@@ -102,12 +102,12 @@ def halved(one: Slice) -> list[Slice]:
 
 
 def _any_depth(config: Config) -> Config:
-    """The same for all configs that may differ in depth and share a program."""
+    """A key that is equal for configs which differ only in depth and may share a program."""
     return replace(config, hidden=config.hidden[:1]) if len(set(config.hidden)) == 1 else config
 
 
 def _deepest(configs: Sequence[Config]) -> int:
-    """The depth to compile for, where one program can serve all depths; 0 where it cannot, or there is one alone."""
+    """The depth to compile one program for all configs; 0 if one program cannot serve them, or there is one config."""
     deepest = max(SHORTEST_STACK + 1, *(len(config.hidden) for config in configs)) if len(configs) > 1 else 0
     return deepest if deepest and is_elastic(replace(configs[0], hidden=configs[0].hidden[:1] * deepest)) else 0
 
@@ -115,6 +115,7 @@ def _deepest(configs: Sequence[Config]) -> int:
 def _cut_family(
     family: dict[Config, list[Point]], deepest: int, most_lanes: Callable[[Config], int], full: Callable[[int], int]
 ) -> list[Slice]:
+    """Slices of configs that share a program."""
     first = next(iter(family))
     replicas = first.replicas
     most = max(1, most_lanes(replace(first, hidden=first.hidden[:1] * deepest) if deepest else first) // replicas)
@@ -128,7 +129,7 @@ def _cut_family(
 
 
 def bytes_of_lane(one: Shape) -> int:
-    """Estimate of what one lane needs on the device: its state at both ends of two chunks, records, activations."""
+    """Estimate of the memory of one lane: its state before and after two chunks, records, activations."""
     config, floats = one.config, 4
     state = one.products * (1 + _optimizer_copies(config)) * floats
     epochs = chunk_plan.epochs_at_once(one)
@@ -143,27 +144,34 @@ def bytes_of_lane(one: Shape) -> int:
 
 
 def seconds_of_lane(one: Shape) -> float:
-    """Estimate for one lane: its matrix products at the speed of such products on this machine."""
+    """Estimate of the time of one lane: its matrix products, at the speed measured on this machine."""
     batch_size = one.config.batch_size // one.config.replicas
     speed = capacity.matmul_speed(batch_size, round(math.sqrt(one.products / (len(one.config.hidden) + 1))))
     flops = 6 * batch_size * one.steps + 2 * one.n_validation * math.ceil(one.steps / one.steps_per_epoch)
     return flops * one.products / speed
 
 
-def estimate(points: int, finished: int, slices: Sequence[Slice], data: Callable[[Config], Dataset]) -> Plan:
-    """The plan, with what it needs."""
+def make_plan(points: int, finished: int, slices: Sequence[Slice], data: Callable[[Config], Dataset]) -> SweepPlan:
+    """The plan, with estimates of memory and time.
+
+    Args:
+      points: number of points in the grid.
+      finished: how many of them are finished.
+      slices: of the other points.
+      data: gives the data set of a config.
+    """
     needed, seconds = 0, 0.0
     for one in slices:
         dataset = data(one.config)
         shared = dataset.train_inputs.nbytes + 5 * dataset.test_inputs.size * 4
         needed = max(needed, one.lanes * bytes_of_lane(shape(one.compiled, dataset)) + shared)
         seconds += one.lanes * seconds_of_lane(shape(one.config, dataset))
-    plan = Plan(points, finished, tuple(slices), needed, capacity.free_bytes(), seconds)
+    plan = SweepPlan(points, finished, tuple(slices), needed, capacity.free_bytes(), seconds)
     return plan._replace(seconds=seconds + plan.programs * SECONDS_TO_COMPILE)
 
 
 def _optimizer_copies(config: Config) -> int:
-    """Numbers of the optimizer's state for each parameter."""
+    """How many numbers the optimizer keeps for each parameter."""
     weight = {"layer_1": {"kernel": jnp.zeros((8, 8))}}
     state = jax.eval_shape(make_optimizer(config, Hypers(), 1).init, weight)
     return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(state)) // 64

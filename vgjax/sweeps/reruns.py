@@ -1,4 +1,4 @@
-"""A result made again, by what it says of itself, and compared with what it was, number by number."""
+"""Make a result again from the settings in its history, and compare every number."""
 
 from __future__ import annotations
 
@@ -13,29 +13,29 @@ import numpy as np
 import xarray as xr
 
 from vgjax.data.catalogue import load
-from vgjax.settings import settings_from
+from vgjax.settings import run_of
 from vgjax.sweeps.grid import grid_from
-from vgjax.sweeps.sweep import Job, Standing
+from vgjax.sweeps.sweep import Job, Standing, SweepOptions
 from vgjax.training import history
 from vgjax.training.loop import run
 
-UNTOLD = "it does not say how it was made; allowed: the history of a run or a sweep"
+NOT_SAID = "it does not say how it was made; allowed: the history of a run or a sweep"
 Progress = Callable[[xr.Dataset, int, int | None], None]
 
 
 class Difference(NamedTuple):
-    """How far a variable is from what it was."""
+    """How much a variable differs from before."""
 
-    share: float  # of its numbers that are not the same bits
-    largest: float  # |new − old| / max(|new|, |old|); NaN where that means nothing
+    share: float  # share of its numbers whose bits differ
+    largest: float  # largest |new − old| / max(|new|, |old|); NaN if it cannot be computed
 
 
-class Rerun(NamedTuple):
+class RerunResult(NamedTuple):
     """A result made again."""
 
     history: xr.Dataset
-    differences: dict[str, Difference]  # variables that are not the same to the last bit
-    changed: dict[str, tuple[str, str]]  # of what it was made with: there, here
+    differences: dict[str, Difference]  # variables whose bits differ
+    changed: dict[str, tuple[str, str]]  # software, devices, data … that differ: before, now
 
 
 def rerun(
@@ -45,16 +45,17 @@ def rerun(
     data_dir: str | Path | None = None,
     manual_dir: str | Path | None = None,
     progress: Progress | None = None,
-) -> Rerun:
-    """Make a result again, from the settings and seeds in it, and compare.
+) -> RerunResult:
+    """Make a result again from the settings and seeds in it, and compare.
 
-    On one machine, with the same versions, every number is to be the same bits.
+    On one machine with the same versions, every number has the same bits.
 
     Args:
       result: the folder of a finished run or sweep, or its history.nc.
-      folder: where what is made is written; None: nowhere.
-      data_dir, manual_dir: where prepared data lie, and original files for TFDS (see `vgjax.data`).
-      progress: called after every chunk, with its history, the steps of the whole, and those done if not this chunk's.
+      folder: where the new result is written; None: nothing is written.
+      data_dir, manual_dir: folders of prepared data and of original files for TFDS (see `vgjax.data`).
+      progress: called after every chunk with the chunk's history, the number of all steps, and the number of steps done
+        (None: it is the last step of the chunk's history).
 
     Raises:
       ValueError: the result is not finished, does not say how it was made, or can no longer be made.
@@ -64,7 +65,7 @@ def rerun(
       >>> rerun("runs/one").differences
       {}
     """
-    before, tell = _finished(Path(result)), progress or (lambda part, total, done: None)
+    before, tell = _finished_result(Path(result)), progress or (lambda part, total, done: None)
     where = {"data_dir": data_dir, "manual_dir": manual_dir}
     devices = {"shard": before.attrs["shard"], "devices": _devices(before.attrs["devices"])}
     if "sweep" in before.attrs:
@@ -74,45 +75,45 @@ def rerun(
             if standing.part is not None:
                 tell(standing.part, standing.total, standing.done)
 
-        after = Job(grid, folder, **where, **devices).run(landed)  # type: ignore[arg-type]
+        after = Job(grid, SweepOptions(folder, **where, **devices)).run(landed)  # type: ignore[arg-type]
     else:
-        about = json.loads(before.attrs["run"])
-        if "variables" in about:
+        made = run_of(before)
+        if made.has_given_variables:
             raise ValueError(f"{result} started from given variables, which it does not hold")
-        settings = settings_from(about)
         after = run(
-            settings.config,
-            settings.hypers,
-            settings.seeds,
-            paired=settings.paired,
-            dataset=load(settings.config.dataset, **where),
+            made.config,
+            made.hypers,
+            made.seeds,
+            paired=made.paired,
+            dataset=load(made.config.dataset, **where),
             folder=folder,
-            lanes=about.get("lanes", 0),
-            deepest=about.get("deepest", 0),
+            lanes=made.lanes,
+            deepest=made.deepest,
             tensorboard="none",
             progress=lambda part, total: tell(part, total, None),
             **devices,  # type: ignore[arg-type]
         ).history
-    return Rerun(after, differences(before, after), _changed(before, after))
+    return RerunResult(after, differences(before, after), _changed(before, after))
 
 
 def differences(before: xr.Dataset, after: xr.Dataset) -> dict[str, Difference]:
-    """The variables and coordinates of `before` that `after` does not have with the same bits (NaN as NaN)."""
+    """The variables and coordinates of `before` whose bits differ in `after`, or that it lacks; NaN equals NaN."""
     found = {}
     for name, old in before.variables.items():
         new = after.variables.get(name)
         if new is None or new.shape != old.shape or new.dtype.kind != old.dtype.kind:
             found[str(name)] = Difference(1.0, np.nan)
-        elif (share := _other(old.values, new.values).mean()) > 0:
-            found[str(name)] = Difference(float(share), _largest(old.values, new.values))
+        elif (share := _differs(old.values, new.values).mean()) > 0:
+            found[str(name)] = Difference(float(share), _largest_difference(old.values, new.values))
     return found
 
 
-def _other(old: np.ndarray, new: np.ndarray) -> np.ndarray:
+def _differs(old: np.ndarray, new: np.ndarray) -> np.ndarray:
     return (old != new) & ~((old != old) & (new != new))
 
 
-def _largest(old: np.ndarray, new: np.ndarray) -> float:
+def _largest_difference(old: np.ndarray, new: np.ndarray) -> float:
+    """The largest relative difference of two arrays of numbers."""
     if old.dtype.kind not in "fiu":
         return np.nan
     old, new = old.astype(np.float64), new.astype(np.float64)
@@ -122,35 +123,37 @@ def _largest(old: np.ndarray, new: np.ndarray) -> float:
     return float(relative.max()) if relative.size else np.nan
 
 
-def _finished(path: Path) -> xr.Dataset:
+def _finished_result(path: Path) -> xr.Dataset:
+    """The history of a finished run or sweep."""
     file = path / "history.nc" if path.is_dir() else path
     if not file.exists():
         there = f"{path} is not finished" if (path / "config.yaml").exists() else f"{path} holds no result"
         raise ValueError(f"{there}; allowed: the folder of a finished run or sweep, or its history.nc")
     found = history.read(file)
     if not ({"run", "sweep"} & set(found.attrs)) or not {"shard", "devices", "environment"} <= set(found.attrs):
-        raise ValueError(f"{file}: {UNTOLD}")
+        raise ValueError(f"{file}: {NOT_SAID}")
     return found
 
 
 def _devices(wanted: int) -> int:
-    """As many as there were; a CPU can still be made several, if it has not computed anything yet."""
+    """As many devices as before, if there are; a CPU that has not computed anything yet can be split into several."""
     with contextlib.suppress(RuntimeError):
         jax.config.update("jax_num_cpu_devices", int(wanted))
     return min(int(wanted), jax.device_count())
 
 
 def _changed(before: xr.Dataset, after: xr.Dataset) -> dict[str, tuple[str, str]]:
-    """What the two were made with, and from, where it differs."""
+    """Software, devices and data that differ between the two."""
     old, new = (_flat(json.loads(one.attrs["environment"])) | _source(one) for one in (before, after))
     return {name: (old[name], new[name]) for name in old if name != "date" and old[name] != new.get(name, old[name])}
 
 
 def _flat(made: Mapping[str, Any]) -> dict[str, str]:
+    """The environment as names and texts, without nesting."""
     flat = {name: value for name, value in made.items() if not isinstance(value, dict)} | made["versions"]
     return {name: str(value) for name, value in flat.items()}
 
 
 def _source(one: xr.Dataset) -> dict[str, str]:
-    data = json.loads(one.attrs["run"])["data"] if "run" in one.attrs else ""
+    data = run_of(one).data or "" if "run" in one.attrs else ""
     return {"data": data, "number of devices": str(one.attrs["devices"])}

@@ -18,6 +18,7 @@ import yaml
 
 from vgjax.environment import environment, version
 from vgjax.files import read_sealed, whole, write_sealed
+from vgjax.settings import is_same_run
 from vgjax.training import checkpoint, history, parallel
 from vgjax.training.tensorboard import Records, Which
 
@@ -77,7 +78,7 @@ class RunFolder:
         """Refuse a folder that holds another run, or this run while `resume` is false."""
         there = read_plain(path / "config.yaml")
         check_release(path)
-        if _without_lanes(there) != _without_lanes(about):
+        if not is_same_run(there, about):
             raise ValueError(f"{path} holds another run ({_difference(there, about)}); choose another folder")
         if not resume:
             raise ValueError(f"{path} holds this run already; go on with --resume, or choose another folder")
@@ -248,11 +249,6 @@ def check_release(folder: Path) -> None:
         raise ValueError(f"{file} is damaged or missing; it says which release began the run") from None
     if theirs != ours:
         raise ValueError(f"{folder} was made with vgjax {theirs}, this is {ours}; choose another folder")
-
-
-def _without_lanes(about: dict[str, Any]) -> dict[str, Any]:
-    """A run without the number of lanes that its program is compiled for, which may change between resumptions."""
-    return {name: value for name, value in about.items() if name != "lanes"}
 
 
 def _difference(there: dict[str, Any], wanted: dict[str, Any]) -> str:

@@ -1,4 +1,4 @@
-"""What a sweep says, in numbers: lanes gathered over their coordinates, the best of them, and theory's curves there."""
+"""Tables of a sweep: one number for each lane, means over the lanes of a cell, and the best settings."""
 
 from __future__ import annotations
 
@@ -19,15 +19,15 @@ from vgjax.statistics.families import FAMILIES, VARIABLES, chosen
 from vgjax.sweeps.axes import STANDS_FOR
 from vgjax.sweeps.grid import Point
 
-DRAWS = ("seed", "replica")  # coordinates over which a mean is meant to go
+DRAWS = ("seed", "replica")  # coordinates over which means are taken
 DECAY = "decades that δ loses per layer on its way back"
 VALUES = ("decay", *(name for name, (dims, _) in VARIABLES.items() if "bin" not in dims and "_bad_" not in name))
 VALUES += ("first_bad_step",)
-RANKED = ("validation_accuracy", "validation_loss", "train_accuracy", "train_loss")  # of which there is a best
+RANKED = ("validation_accuracy", "validation_loss", "train_accuracy", "train_loss")  # values that have a best
 
 
 class Plot(NamedTuple):
-    """What is drawn: a value over x, or over x and y."""
+    """What a plot shows: a value over x, or over x and y."""
 
     x: str
     y: str | None
@@ -62,11 +62,11 @@ def parse_plot(spec: str, coordinates: Iterable[str], values: Iterable[str] = VA
 
 
 def check_plot(spec: str, points: Sequence[Point]) -> None:
-    """Refuse, before a sweep, what could not be drawn after it.
+    """Refuse, before a sweep, a plot that could not be drawn after it.
 
     Args:
       spec: as `parse_plot` takes it.
-      points: of the sweep.
+      points: the points of the sweep.
 
     Raises:
       ValueError: an unknown name, a value that is not recorded, or cells in which points would be mixed.
@@ -88,31 +88,32 @@ def _name_and_layer(value: str) -> tuple[str, str]:
 
 
 def lanes(history: xr.Dataset) -> pd.DataFrame:
-    """The lanes' coordinates, a row a lane."""
+    """The coordinates of the lanes, a row for each lane."""
     return pd.DataFrame(
         {name: c.values for name, c in history.coords.items() if c.dims == ("lane",) and name != "lane"}
     )
 
 
 def swept(table: pd.DataFrame) -> list[str]:
-    """The columns of `lanes` that vary, other than seeds and replicas; sigma_w2 alone where it stands for sigma_w."""
-    told = {STANDS_FOR[name] for name in table if name in STANDS_FOR}
-    return [name for name in table if name not in (*DRAWS, *told) and table[name].nunique(dropna=False) > 1]
+    """The columns of `lanes` that vary, without seeds and replicas; sigma_w2 replaces sigma_w if both are there."""
+    replaced = {STANDS_FOR[name] for name in table if name in STANDS_FOR}
+    return [name for name in table if name not in (*DRAWS, *replaced) and table[name].nunique(dropna=False) > 1]
 
 
 def values_of(history: xr.Dataset) -> list[str]:
-    """The values that `lane_values` can give of this history."""
+    """The values that `lane_values` can take from this history."""
     has_delta = "delta_rms" in history or "delta_log10_rms" in history
     return [name for name in VALUES if name in history or (name == "decay" and has_delta)]
 
 
 def lane_values(history: xr.Dataset, value: str) -> np.ndarray:
-    """One number a lane, [lane]; NaN where it is not finite.
+    """One number for each lane, [lane]; NaN if it is not finite.
 
     Args:
       history: lanes of any depths, padded with NaN.
-      value: an evaluation (its last, NaN for a lane that diverged); a statistic (at the first record; of the first
-        layer, or as `name[layer_3]` says); `decay` at the first record; or `first_bad_step` (NaN where there is none).
+      value: a variable of the evaluations (the last one is taken; NaN for a lane that diverged); a statistic (at the
+        first record; of the first layer, or of layer_3 as `name[layer_3]`); `decay` (at the first record); or
+        `first_bad_step` (NaN if there is none).
 
     Raises:
       ValueError: no such value or layer.
@@ -131,7 +132,7 @@ def lane_values(history: xr.Dataset, value: str) -> np.ndarray:
         numbers = np.where(diverged, history[name].values, np.nan)
     elif "evaluation" in history[name].dims:
         rows = pd.DataFrame(history[name].transpose("lane", "evaluation").values.astype(np.float64))
-        numbers = np.where(diverged, np.nan, rows.ffill(axis=1).iloc[:, -1])  # a shorter lane is padded
+        numbers = np.where(diverged, np.nan, rows.ffill(axis=1).iloc[:, -1])  # short lanes are padded with NaN
     else:
         first = history[name].isel(record=0).astype(np.float64)
         numbers = (first.isel(layer=names.index(layer) if layer else 0) if has_layers else first).values
@@ -139,10 +140,10 @@ def lane_values(history: xr.Dataset, value: str) -> np.ndarray:
 
 
 def _decays(history: xr.Dataset) -> np.ndarray:
-    """`analysis.decay` at the first record, by lanes of one depth: it leaves out the last layer of each."""
+    """`analysis.decay` at the first record, for the lanes of each depth: it leaves out the last layer of a lane."""
     names = [str(name) for name in history["layer"].values]
     if names != [f"layer_{i}" for i in range(1, len(names) + 1)]:
-        raise ValueError(f"decay cannot be had of {', '.join(names)} alone; allowed: all layers recorded")
+        raise ValueError(f"decay cannot be computed from {', '.join(names)} alone; allowed: all layers recorded")
     rms = analysis.root_mean_squares(history)["delta_rms"].isel(record=0)
     depths = np.broadcast_to(history["fan_in"].notnull().sum("layer").values, history.sizes["lane"])
     found = np.full(len(depths), np.nan)
@@ -152,7 +153,7 @@ def _decays(history: xr.Dataset) -> np.ndarray:
 
 
 def description(history: xr.Dataset, value: str) -> str:
-    """What a value is, with its unit, and of which layer and step."""
+    """What a value is, with its unit, layer and step."""
     name, layer = _name_and_layer(value)
     if name == "decay":
         return f"{DECAY}, {_first_step(history)}"
@@ -170,7 +171,7 @@ def _first_step(history: xr.Dataset) -> str:
 
 
 def cells(history: xr.Dataset, over: Sequence[str], value: str) -> pd.DataFrame:
-    """The mean over seeds of a value, wherever the lanes agree in the coordinates `over`.
+    """The mean over seeds of a value, for each cell: the lanes that agree in the coordinates `over`.
 
     Args:
       history: of a sweep.
@@ -178,8 +179,8 @@ def cells(history: xr.Dataset, over: Sequence[str], value: str) -> pd.DataFrame:
       value: see `lane_values`.
 
     Returns:
-      A row a cell, sorted: the coordinates; value, low, high (Student's 95 % interval over seeds, each the mean of its
-      replicas); n, seeds in it; diverged, and lanes, that are in the cell.
+      A row for each cell, sorted: the coordinates; value, low, high (mean and Student's 95 % interval over seeds; a
+      seed is the mean of its replicas); n, the number of seeds; diverged and lanes, numbers of lanes.
 
     Raises:
       ValueError: no such coordinate or value, or lanes of a cell differ in a coordinate that is not in `over`.
@@ -200,7 +201,7 @@ def cells(history: xr.Dataset, over: Sequence[str], value: str) -> pd.DataFrame:
 
 
 def _by_cell(table: pd.DataFrame, over: Sequence[str]) -> Any:
-    """The lanes grouped, if those of a cell differ in nothing but their draws."""
+    """Group the lanes; refuse if the lanes of a cell differ in more than seed and replica."""
     for name in over:
         if name not in table:
             raise ValueError(f"no lane has a {name!r}; {nearest(name, [str(one) for one in table])}")
@@ -215,12 +216,13 @@ def _by_cell(table: pd.DataFrame, over: Sequence[str]) -> Any:
 
 
 def _few(column: pd.Series) -> str:
+    """The first values of a column as text."""
     found = [f"{one:g}" if isinstance(one, float) else str(one) for one in column.drop_duplicates()]
     return ", ".join(found[:3]) + (" …" if len(found) > 3 else "")
 
 
 def best(history: xr.Dataset, value: str = "validation_accuracy", n: int = 10) -> pd.DataFrame:
-    """The n best settings of a sweep: largest accuracy or least loss, mean over seeds; as `cells` over all swept.
+    """The n best settings of a sweep, as rows of `cells`: largest accuracy or smallest loss, mean over seeds.
 
     Raises:
       ValueError: the value is none of `RANKED`.
@@ -235,7 +237,7 @@ def best(history: xr.Dataset, value: str = "validation_accuracy", n: int = 10) -
 
 
 def is_log_spaced(values: ArrayLike) -> bool:
-    """Whether values are all positive, and steps between them far more alike as ratios than as differences."""
+    """Whether values are positive, and neighbours have nearly equal ratios rather than equal differences."""
     x = np.unique(np.asarray(values, np.float64))
     if len(x) < 2 or x[0] <= 0 or not np.isfinite(x[-1]):
         return False
@@ -246,7 +248,7 @@ def is_log_spaced(values: ArrayLike) -> bool:
 
 
 def edges(values: ArrayLike) -> np.ndarray:
-    """Borders of cells around sorted values: halfway between neighbours, by ratio where they are log-spaced.
+    """Borders of cells around sorted values: halfway between neighbours, by ratio if they are log-spaced.
 
     Args:
       values: distinct and ascending, [n].
@@ -268,6 +270,3 @@ def edges(values: ArrayLike) -> np.ndarray:
 def _halfway(x: np.ndarray) -> np.ndarray:
     middle = (x[1:] + x[:-1]) / 2
     return np.concatenate([[2 * x[0] - middle[0]], middle, [2 * x[-1] - middle[-1]]])
-
-
-# Theory

@@ -1,4 +1,4 @@
-"""The clinic's pictures: an initializer's variance, singular values, phase diagrams and standings."""
+"""Figures of the clinic: variance, singular values, phase diagrams, accuracy of the initializers."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from vgjax.figures import MARKERS, panels, styled, theory_line
 
 @styled
 def variance_law(shapes: Sequence[str], measured: Sequence[Any], formulas: dict[str, Sequence[float]]) -> Figure:
-    """fan_in · Var(W) by shape: points with intervals (value, low, high), and a dashed line a formula."""
+    """fan_in · Var(W) for each shape: measured points (value, low, high), and a dashed line for each formula."""
     figure, grid = panels(width=5.4)
     axes, x = grid[0, 0], np.arange(len(shapes))
     for i, (name, values) in enumerate(formulas.items(), 1):
@@ -28,7 +28,7 @@ def variance_law(shapes: Sequence[str], measured: Sequence[Any], formulas: dict[
 
 @styled
 def spectra(found: dict[str, np.ndarray], densities: dict[str, tuple[np.ndarray, np.ndarray]]) -> Figure:
-    """Singular values over their RMS as histograms, a panel a shape, and the density of independent elements."""
+    """Histograms of the singular values over their RMS, a panel for each shape; dashed: independent elements."""
     figure, grid = panels(1, len(found), width=3.6)
     for axes, (shape, values) in zip(grid[0], found.items(), strict=True):
         s, density = densities[shape]
@@ -44,11 +44,11 @@ def spectra(found: dict[str, np.ndarray], densities: dict[str, tuple[np.ndarray,
 def phase_diagrams(
     lines: dict[str, tuple[np.ndarray, np.ndarray]], marks: dict[str, tuple[float, float]], most: float
 ) -> Figure:
-    """The critical line in the plane of σ_w² and σ_b², a panel an activation, with what stands at σ_b = 0.
+    """The critical line in the plane of σ_w² and σ_b², a panel for each activation, with marks at σ_b = 0.
 
     Args:
       lines: activation → σ_w², σ_b² along its line.
-      marks: name → lowest and highest σ_w².
+      marks: name → smallest and largest σ_w².
       most: end of the axis of σ_w².
     """
     figure, grid = panels(1, len(lines), width=3.4)
@@ -67,11 +67,11 @@ def phase_diagrams(
 
 @styled
 def standings(accuracy: dict[str, dict[str, Any]], first: str) -> Figure:
-    """Mean and interval of the accuracy of every initializer, sorted, a panel an activation.
+    """Mean and interval of the accuracy of every initializer, sorted, a panel for each activation.
 
     Args:
       accuracy: activation → initializer → (value, low, high).
-      first: the initializer that is set off.
+      first: the initializer that is highlighted.
     """
     n = len(next(iter(accuracy.values())))
     figure, grid = panels(1, len(accuracy), width=3.6, height=0.24 * n + 0.6)

@@ -16,7 +16,7 @@ from vgjax import run
 from vgjax.command import sweep
 from vgjax.config import Config, Hypers
 from vgjax.data.catalogue import load
-from vgjax.sweeps import map_figures, maps
+from vgjax.sweeps import map_figures, tables
 from vgjax.sweeps.theory_curves import Curve, theory_curve
 
 pytestmark = pytest.mark.usefixtures("compiled_quickly")
@@ -62,7 +62,7 @@ def of_cell(history: xr.Dataset, numbers: np.ndarray, **point: float) -> np.ndar
 
 def test_cells_are_means_over_seeds(slow: xr.Dataset) -> None:
     """Every cell against its own lanes: mean, scipy's interval, counts; sorted by x, then y."""
-    found = maps.cells(slow, ("sigma_w", "depth"), "validation_loss")
+    found = tables.cells(slow, ("sigma_w", "depth"), "validation_loss")
     assert list(zip(found["sigma_w"], found["depth"], strict=True)) == [(s, d) for s in SIGMAS for d in DEPTHS]
     for row in found.itertuples():
         values = of_cell(slow, slow["validation_loss"].values[:, -1], sigma_w=row.sigma_w, depth=row.depth)
@@ -75,7 +75,7 @@ def test_accuracies_lie_between_0_and_1(slow: xr.Dataset) -> None:
     """Two of a cell's three seeds learn all and one nothing."""
     one = slow.isel(lane=slice(0, 3)).copy()
     one["validation_accuracy"] = xr.full_like(one["validation_accuracy"], 1).where(one["seed"] > 0, 0)
-    row = maps.cells(one, ["sigma_w"], "validation_accuracy").iloc[0]
+    row = tables.cells(one, ["sigma_w"], "validation_accuracy").iloc[0]
     assert (row["low"], row["value"], row["high"]) == (0, pytest.approx(2 / 3), 1)
 
 
@@ -86,30 +86,30 @@ def test_decay_of_every_depth(slow: xr.Dataset) -> None:
         depth = int(slow["depth"][lane])
         logs = np.log10(slow["delta_rms"].values[lane, 0, :depth].astype(float))
         slopes.append(np.polyfit(np.arange(depth), logs, 1)[0])
-    np.testing.assert_allclose(maps.lane_values(slow, "decay"), slopes, rtol=1e-4)
-    found = maps.cells(slow, ["depth", "sigma_w2"], "decay")
+    np.testing.assert_allclose(tables.lane_values(slow, "decay"), slopes, rtol=1e-4)
+    found = tables.cells(slow, ["depth", "sigma_w2"], "decay")
     assert found["value"][0] == pytest.approx(of_cell(slow, np.array(slopes), depth=2, sigma_w2=1).mean(), rel=1e-4)
-    with pytest.raises(ValueError, match="decay cannot be had of layer_2, layer_3 alone; allowed: all layers"):
-        maps.lane_values(slow.isel(layer=slice(1, 3)), "decay")
+    with pytest.raises(ValueError, match="decay cannot be computed from layer_2, layer_3 alone; allowed: all layers"):
+        tables.lane_values(slow.isel(layer=slice(1, 3)), "decay")
 
 
 def test_statistics_are_of_the_first_layer_and_record(slow: xr.Dataset) -> None:
     """Unless another layer is said, which lanes that have none do not count in."""
-    np.testing.assert_array_equal(maps.lane_values(slow, "gradient_rms"), slow["gradient_rms"].values[:, 0, 0])
-    found = maps.cells(slow, ["depth", "sigma_w"], "gradient_rms[layer_4]")
+    np.testing.assert_array_equal(tables.lane_values(slow, "gradient_rms"), slow["gradient_rms"].values[:, 0, 0])
+    found = tables.cells(slow, ["depth", "sigma_w"], "gradient_rms[layer_4]")
     assert found["n"].tolist() == [0, 0, 3, 3] and found["value"].isna().tolist() == [True, True, False, False]
     values = of_cell(slow, slow["gradient_rms"].values[:, 0, 3], depth=4, sigma_w=1.5)
     assert found["value"][3] == pytest.approx(values.mean(), rel=1e-6)
-    assert maps.description(slow, "gradient_rms[layer_4]").endswith("weight unit], layer_4, step 0")
-    assert maps.description(slow, "decay").endswith("way back, step 0")
-    assert maps.description(slow, "train_accuracy").endswith("over the epoch's training steps")
-    assert maps.description(slow, "validation_loss") == "cross-entropy over the validation examples, mean [nats]"
+    assert tables.description(slow, "gradient_rms[layer_4]").endswith("weight unit], layer_4, step 0")
+    assert tables.description(slow, "decay").endswith("way back, step 0")
+    assert tables.description(slow, "train_accuracy").endswith("over the epoch's training steps")
+    assert tables.description(slow, "validation_loss") == "cross-entropy over the validation examples, mean [nats]"
 
 
 def test_replicas_are_no_independent_draws(slow: xr.Dataset) -> None:
     """The replicas of a seed count as one."""
     lanes = slow.isel(lane=slice(0, 3)).assign_coords(seed=("lane", [5, 5, 6]), replica=("lane", [0, 1, 0]))
-    found = maps.cells(lanes, ["sigma_w"], "train_loss").iloc[0]
+    found = tables.cells(lanes, ["sigma_w"], "train_loss").iloc[0]
     a, b, c = lanes["train_loss"].values[:, -1].astype(float)
     assert found["value"] == pytest.approx(((a + b) / 2 + c) / 2) and (found["n"], found["lanes"]) == (2, 3)
 
@@ -118,16 +118,16 @@ def test_lanes_that_diverged_are_counted_not_averaged(history: xr.Dataset) -> No
     """Neither NaN nor the accuracy of a network of NaN goes into a mean; what was before it diverged does."""
     deep = history.isel(lane=(history["depth"].values == 4) & (history["sigma_w"].values == 1))
     assert (deep["first_bad_step"].values[-3:] >= 0).all()
-    accuracy = maps.cells(deep, ["learning_rate"], "validation_accuracy")
+    accuracy = tables.cells(deep, ["learning_rate"], "validation_accuracy")
     assert accuracy["diverged"].tolist() == [0, 0, 3] and accuracy["n"].tolist() == [3, 3, 0]
     assert accuracy["value"].isna().tolist() == [False, False, True]
-    assert maps.cells(deep, ["learning_rate"], "gradient_rms")["n"].tolist() == [3, 3, 3]
-    bad = maps.cells(deep, ["learning_rate"], "first_bad_step")
+    assert tables.cells(deep, ["learning_rate"], "gradient_rms")["n"].tolist() == [3, 3, 3]
+    bad = tables.cells(deep, ["learning_rate"], "first_bad_step")
     assert bad["n"].tolist() == [0, 0, 3] and bad["value"][2] == deep["first_bad_step"].values[-3:].mean()
     one = deep.copy()
     one["first_bad_step"] = ("lane", np.where(np.arange(9) == 4, 7, -1))
     kept = deep["validation_accuracy"].values[[3, 5], -1].mean()
-    row = maps.cells(one, ["learning_rate"], "validation_accuracy").iloc[1]
+    row = tables.cells(one, ["learning_rate"], "validation_accuracy").iloc[1]
     assert row["value"] == pytest.approx(kept) and (row["n"], row["diverged"]) == (2, 1)
 
 
@@ -135,19 +135,19 @@ def test_a_shorter_lane_ends_where_it_ends(slow: xr.Dataset) -> None:
     """Lanes of fewer evaluations are padded with NaN; their last one counts."""
     padded = slow[["validation_loss", "first_bad_step"]].copy(deep=True)
     padded["validation_loss"][0, -1] = np.nan
-    assert maps.lane_values(padded, "validation_loss")[0] == slow["validation_loss"].values[0, -2]
+    assert tables.lane_values(padded, "validation_loss")[0] == slow["validation_loss"].values[0, -2]
 
 
 def test_a_cell_does_not_mix(history: xr.Dataset) -> None:
     """Coordinates that differ within a cell are refused by name; what follows from x and y is not."""
     with pytest.raises(ValueError) as refused:
-        maps.cells(history, ["sigma_w", "depth"], "train_loss")
+        tables.cells(history, ["sigma_w", "depth"], "train_loss")
     assert str(refused.value) == (
         "a cell of sigma_w, depth would mix learning_rate (0.03, 0.3, 1e+12); allowed: plot over it, or keep one, "
         "history.isel(lane=history['learning_rate'] == 0.03)"
     )
     with pytest.raises(ValueError, match=r"would mix depth \(2, 4\), sigma_w2 \(1, 2.25\)"):
-        maps.cells(history, ["learning_rate"], "train_loss")
+        tables.cells(history, ["learning_rate"], "train_loss")
 
 
 @pytest.mark.parametrize(
@@ -181,15 +181,15 @@ def test_best(history: xr.Dataset, capsys: pytest.CaptureFixture) -> None:
         if (key := (float(one["learning_rate"]), int(one["depth"]), float(one["sigma_w2"]))) in points:
             points[key].append(float(one["validation_loss"][-1]))
     ranked = sorted(points, key=lambda key: np.mean(points[key]))
-    found = maps.best(history, "validation_loss", 3)
+    found = tables.best(history, "validation_loss", 3)
     assert list(zip(found["learning_rate"], found["depth"], found["sigma_w2"], strict=True)) == ranked[:3]
     np.testing.assert_allclose(found["value"], [np.mean(points[key]) for key in ranked[:3]], rtol=1e-6)
-    accuracy = maps.best(history, n=100)
+    accuracy = tables.best(history, n=100)
     kept = int((accuracy["n"] > 0).sum())
     assert len(accuracy) == 12 and 8 <= kept < 12
     assert accuracy["value"][:kept].is_monotonic_decreasing and accuracy["value"][kept:].isna().all()
     with pytest.raises(ValueError, match="there is no best 'decay'; allowed: validation_accuracy, validation_loss"):
-        maps.best(history, "decay")
+        tables.best(history, "decay")
     sweep.print_best(found, "validation_loss")
     _, head, first, *_ = capsys.readouterr().out.splitlines()
     assert head.split()[:5] == ["learning_rate", "depth", "sigma_w2", "validation", "loss"]
@@ -203,12 +203,12 @@ def test_best(history: xr.Dataset, capsys: pytest.CaptureFixture) -> None:
 def test_scales_of_axes() -> None:
     """Powers are log-spaced, equal steps are not; borders lie between neighbours on that scale."""
     for values in ([1e-3, 1e-2, 1e-1], [2, 4, 8, 16], [0.01, 0.03, 0.1, 0.3], [1, 10]):
-        assert maps.is_log_spaced(values)
+        assert tables.is_log_spaced(values)
     for values in ([1, 2, 3], [10, 20, 30, 40], [0, 1, 10], [-1, 1, 3], [5], [1, 2], [1, 2, 4.5, 5]):
-        assert not maps.is_log_spaced(values)
-    np.testing.assert_allclose(maps.edges([1, 2, 4]), 2.0 ** np.array([-0.5, 0.5, 1.5, 2.5]), rtol=1e-12)
-    np.testing.assert_allclose(maps.edges([1, 2, 4.5, 5]), [0.5, 1.5, 3.25, 4.75, 5.25], rtol=1e-12)
-    np.testing.assert_allclose(maps.edges([3]), [2.5, 3.5], rtol=1e-12)
+        assert not tables.is_log_spaced(values)
+    np.testing.assert_allclose(tables.edges([1, 2, 4]), 2.0 ** np.array([-0.5, 0.5, 1.5, 2.5]), rtol=1e-12)
+    np.testing.assert_allclose(tables.edges([1, 2, 4.5, 5]), [0.5, 1.5, 3.25, 4.75, 5.25], rtol=1e-12)
+    np.testing.assert_allclose(tables.edges([3]), [2.5, 3.5], rtol=1e-12)
 
 
 # Theory: numbers from a computation of its own
@@ -352,7 +352,7 @@ def test_plots_are_written_beside_their_numbers(history: xr.Dataset, tmp_path: P
     assert path == tmp_path / "a" / "map.png" and matplotlib.image.imread(path).std() > 0.05
     assert "ξ" in path.with_suffix(".svg").read_text() or "xi" in path.with_suffix(".svg").read_text()
     written = pd.read_csv(path.with_suffix(".csv"))
-    cells = maps.cells(one, ["depth", "sigma_w"], "train_accuracy")
+    cells = tables.cells(one, ["depth", "sigma_w"], "train_accuracy")
     np.testing.assert_allclose(written[written["what"] == "train_accuracy"]["value"], cells["value"], rtol=1e-12)
     assert (written["what"] == "theory").sum() > 100
     shallow = slow.isel(lane=slow["depth"].values == 2)
