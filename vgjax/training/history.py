@@ -18,11 +18,23 @@ import xarray as xr
 
 from vgjax.files import read_sealed, whole, write_sealed
 from vgjax.statistics import histograms
-from vgjax.statistics.families import VARIABLES
+from vgjax.statistics.families import all_statistics
 
 NETCDF = threading.Lock()  # its library is no good for two threads at once: wrong errors, and crashes
 
-
+# The variables that belong to no layer and no family of statistics: name → description [unit].
+RUN_VARIABLES = {
+    "loss": "cross-entropy of the step's batch, mean [nats]",
+    "accuracy": "share of the step's batch classified right; NaN where the loss is",
+    "train_loss": "cross-entropy, mean over the epoch's training steps [nats]",
+    "train_accuracy": "share classified right over the epoch's training steps; NaN where the loss is",
+    "validation_loss": "cross-entropy over the validation examples, mean [nats]",
+    "validation_accuracy": "share of the validation examples classified right; NaN where the loss is",
+    "clipped_to_zero": "share of the epoch's steps in which clipping made zeros of a parameter's gradient",
+    "first_bad_step": "first step in which something was NaN or infinite, −1: none",
+    "first_bad_layer": "the layer where that began",
+    "first_bad_in": "in which pass: forward, backward, or update of the weights",
+}
 ORDER = "order_of_variables"
 TABLES = {"statistics.csv": "record", "evaluations.csv": "evaluation", "lanes.csv": "lane"}
 
@@ -55,11 +67,11 @@ def chunk(
     fans = np.array(list(layers.values()))
     n, m = len(steps), len(evaluated_at)
     variables = {
-        name: (("lane", "record", *VARIABLES[name][0]), np.asarray(values)[:, :n]) for name, values in records.items()
+        name: (("lane", "record", *dims_of(name)), np.asarray(values)[:, :n]) for name, values in records.items()
     }
     variables |= {name: (("lane", "evaluation"), np.asarray(values)[:, :m]) for name, values in evaluation.items()}
     variables |= {name: (("lane",), np.array([lane[name] for lane in divergence])) for name in divergence[0]}
-    described = {name: (*variable, {"long_name": VARIABLES[name][1]}) for name, variable in variables.items()}
+    described = {name: (*variable, {"long_name": long_name(name)}) for name, variable in variables.items()}
     coordinates = {
         **{name: ("lane", np.asarray(values)) for name, values in lanes.items()},
         "step": ("record", np.asarray(steps, np.int64)),
@@ -72,6 +84,16 @@ def chunk(
         "bin_right": ("bin", right),
     }
     return xr.Dataset(described, coordinates, {"run": run})
+
+
+def dims_of(name: str) -> tuple[str, ...]:
+    """The dimensions of a recorded variable after (lane, record)."""
+    return () if name in RUN_VARIABLES else all_statistics()[name].dims
+
+
+def long_name(name: str) -> str:
+    """What a variable is, with its unit."""
+    return RUN_VARIABLES[name] if name in RUN_VARIABLES else all_statistics()[name].long_name
 
 
 def join(parts: Sequence[xr.Dataset]) -> xr.Dataset:

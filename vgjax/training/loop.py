@@ -199,8 +199,7 @@ class _Landing:
         records, evaluation = self.gather(found)
         if self.kept_rows is not None:
             records = {
-                name: x[:, :, self.kept_rows] if "layer" in history.VARIABLES[name][0] else x
-                for name, x in records.items()
+                name: x[:, :, self.kept_rows] if "layer" in history.dims_of(name) else x for name, x in records.items()
             }
         suspects = ~evaluation.pop("finite")
         validation = evaluation["validation_loss"][:, : len(chunk.stops)]

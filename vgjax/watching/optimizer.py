@@ -19,13 +19,10 @@ import optax
 
 from vgjax.config import LARGEST
 from vgjax.network.layer_names import weight_groups
-from vgjax.statistics.families import FAMILIES, chosen
+from vgjax.statistics.families import FAMILIES, Statistic, all_statistics, chosen, statistics_of
 from vgjax.statistics.histograms import N_BINS, bin_edges, histogram_metadata, tensorboard_histogram
 from vgjax.statistics.view import Points, View
 from vgjax.statistics.weights import Statistics
-
-FROM_OUTSIDE = tuple(name for name, family in FAMILIES.items() if family.from_outside)
-_NEED_PARAMS = {"weights", "weight_histogram"}
 
 
 class WatchState(NamedTuple):
@@ -81,8 +78,8 @@ def watch(
     record = (record,) if isinstance(record, str) else record
     if not isinstance(record, Collection) or not isinstance(stacked, str):
         raise ValueError(f"record={record!r}, stacked={stacked!r} are not allowed; allowed: names, and one text")
-    families = chosen(record, FROM_OUTSIDE)
-    names = [name for family in families for name in FAMILIES[family].gives if clip or not name.startswith("clipped_")]
+    families = chosen(record, watchable_families())
+    kept = [one for one in statistics_of(families) if clip or not one.name.startswith("clipped_")]
     first = optax.with_extra_args_support(clip or optax.identity())
     then = optax.with_extra_args_support(optimizer)
 
@@ -90,7 +87,7 @@ def watch(
         layers = _names(params, stacked)
         if not layers and jax.tree.leaves(params):  # `optax.tree.map_params` comes with an empty tree
             raise ValueError("no layers to watch: no parameter has floating numbers in two or more dimensions")
-        nothing = {name: _nothing(name, len(layers)) for name in names}
+        nothing = {one.name: _zeros(one, len(layers)) for one in kept}
         text = jnp.asarray(np.frombuffer("\n".join(layers).encode(), np.uint8))
         zero = jnp.zeros((), jnp.int32)
         return WatchState(first.init(params), then.init(params), zero, zero - 1, nothing, text)
@@ -98,7 +95,7 @@ def watch(
     def update(
         gradients: optax.Updates, state: WatchState, params: optax.Params | None = None, **extra: Any
     ) -> tuple[optax.Updates, WatchState]:
-        if params is None and (needing := _NEED_PARAMS.intersection(families)):
+        if params is None and (needing := [name for name in families if FAMILIES[name].needs_params]):
             raise ValueError(f"{', '.join(sorted(needing))} need the parameters: update(gradients, state, params)")
 
         def moved() -> tuple[Points, optax.OptState, optax.OptState]:
@@ -111,7 +108,7 @@ def watch(
             found = Statistics()
             for family in families:
                 found |= FAMILIES[family].make(None, View(gradients, points, params), stacked)
-            return state.done, {name: found[name] for name in names}
+            return state.done, {one.name: found[one.name] for one in kept}
 
         points, clip_state, optimizer_state = moved()
         is_measured, last = state.done % every == 0, (state.step, state.record)
@@ -124,6 +121,11 @@ def watch(
         return points.updates, WatchState(clip_state, optimizer_state, done, *last, state.layers)
 
     return optax.GradientTransformationExtraArgs(init, update)
+
+
+def watchable_families() -> list[str]:
+    """The families that `watch` can record."""
+    return [name for name, family in FAMILIES.items() if family.from_outside]
 
 
 def watched(opt_state: optax.OptState) -> Watched:
@@ -164,7 +166,7 @@ def scalars(opt_state: optax.OptState) -> dict[str, float]:
         _tag(name, layer): float(value)
         for name, layers, values in _one_lane(opt_state)
         for layer, value in zip(layers, values, strict=True)
-        if not name.endswith("_histogram")
+        if not _is_histogram(name)
     }
 
 
@@ -187,9 +189,13 @@ def histograms(opt_state: optax.OptState) -> tuple[dict[str, np.ndarray], dict[s
         _tag(name, layer): tensorboard_histogram(counts, *edges)
         for name, layers, values in _one_lane(opt_state)
         for layer, counts in zip(layers, values, strict=True)
-        if name.endswith("_histogram")
+        if _is_histogram(name)
     }
     return summaries, {tag: histogram_metadata() for tag in summaries}
+
+
+def _is_histogram(name: str) -> bool:
+    return "bin" in all_statistics()[name].dims
 
 
 def _one_lane(opt_state: optax.OptState) -> list[tuple[str, tuple[str, ...], np.ndarray]]:
@@ -230,9 +236,9 @@ def _names(tree: Any, stacked: str) -> list[str]:
     return [name for group in weight_groups(tree, stacked) for name in group.names]
 
 
-def _nothing(name: str, layers: int) -> jax.Array:
-    """What stands in the state before anything was measured."""
-    if name.endswith("_histogram"):
+def _zeros(statistic: Statistic, layers: int) -> jax.Array:
+    """What the state holds before the first measurement."""
+    if "bin" in statistic.dims:
         return jnp.zeros((layers, N_BINS), jnp.int32)
     return jnp.zeros(layers, jnp.float32)
 
