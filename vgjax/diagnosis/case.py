@@ -11,6 +11,7 @@ import numpy as np
 import xarray as xr
 
 from vgjax.config import Config, Hypers
+from vgjax.network.layer_names import layer_number
 
 Severity = Literal["serious", "warning"]
 
@@ -74,13 +75,15 @@ class Case:
     @cached_property
     def hidden(self) -> list[str]:
         """The recorded hidden layers."""
-        return [name for name in map(str, self.history["layer"].values) if number(name) <= len(self.config.hidden)]
+        return [
+            name for name in map(str, self.history["layer"].values) if layer_number(name) <= len(self.config.hidden)
+        ]
 
     @cached_property
     def chance(self) -> float:
         """Loss of an even guess, or of the first step where the last layer is not recorded [nats]."""
         names = list(map(str, self.history["layer"].values))
-        if number(names[-1]) > len(self.config.hidden):
+        if layer_number(names[-1]) > len(self.config.hidden):
             return float(np.log(self.history["fan_out"].values[-1]))
         return float(self.history["loss"].isel(record=0).median())
 
@@ -102,7 +105,7 @@ class Case:
     @cached_property
     def level(self) -> list[str]:
         """The layers over which the decay is measured: batch norm makes of the first what the data's scale is."""
-        return [name for name in self.hidden if self.config.norm != "batch" or number(name) > 1]
+        return [name for name in self.hidden if self.config.norm != "batch" or layer_number(name) > 1]
 
     @cached_property
     def change(self) -> xr.DataArray:
@@ -154,16 +157,11 @@ class Case:
         )
 
 
-def number(layer: str) -> int:
-    """5 of layer_5."""
-    return int(layer.rpartition("_")[2])
-
-
 def decades(log10_rms: xr.DataArray) -> xr.DataArray:
     """Decades gained from the last layer to the first, by a least-squares line over the layers; fewer than two: 0."""
     logs = log10_rms.astype(np.float64)
     logs = logs.where(logs != -np.inf, NOTHING)
-    x = xr.DataArray([float(number(str(name))) for name in logs["layer"].values], dims="layer")
+    x = xr.DataArray([float(layer_number(str(name))) for name in logs["layer"].values], dims="layer")
     x = x - x.mean()
     if x.size < 2:
         return 0 * logs.sum("layer", skipna=False)

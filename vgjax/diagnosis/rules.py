@@ -17,8 +17,9 @@ from vgjax.config import Config, Hypers
 from vgjax.data import batches
 from vgjax.data.catalogue import EMBEDDED, Dataset, default_data_dir, load
 from vgjax.diagnosis import signal_rules, step_rules
-from vgjax.diagnosis.case import Case, Finding, Reference, number
+from vgjax.diagnosis.case import Case, Finding, Reference
 from vgjax.files import whole
+from vgjax.network.layer_names import layer_name, layer_names, layer_number
 from vgjax.report import as_json
 from vgjax.settings import run_of
 from vgjax.theory.criticality import critical_variance
@@ -116,7 +117,7 @@ def write(diagnosis: Diagnosis, folder: Path) -> Path:
 
 def _unchecked(history: xr.Dataset, config: Config) -> Iterator[tuple[str, str]]:
     """Rules whose statistics were not recorded."""
-    hidden = [name for name in map(str, history["layer"].values) if number(name) <= len(config.hidden)]
+    hidden = [name for name in map(str, history["layer"].values) if layer_number(name) <= len(config.hidden)]
     for name, rule in RULES.items():
         missing = [need for need in rule.needs if not any(one in history for one in need.split("|"))]
         if not hidden:
@@ -149,7 +150,7 @@ def critical_draws(config: Config, history: xr.Dataset, data: Dataset | None = N
       data: the run's, or None.
     """
     fans = {str(name): i for i, name in enumerate(history["layer"].values)}
-    last = f"layer_{len(config.hidden) + 1}"
+    last = layer_name(len(config.hidden) + 1)
     features = int(history["fan_in"].values[fans["layer_1"]]) if "layer_1" in fans else 0
     classes = int(history["fan_out"].values[fans[last]]) if last in fans else 0
     if data is not None:
@@ -170,7 +171,7 @@ def _draws(config: Config, inputs: bytes, features: int, classes: int, sigma_w2:
     hypers, labels = Hypers(sigma_w=math.sqrt(sigma_w2)), np.arange(len(x)) % classes
     xs, ys = (np.broadcast_to(one, (N_DRAWS, *one.shape)) for one in (x, labels))
     drawn = draw_networks(config, hypers, xs, ys, classes, len(x))
-    names = [f"layer_{i}" for i in range(1, len(config.hidden) + 2)]
+    names = layer_names(len(config.hidden) + 1)
     columns = {name: (("draw", "layer"), values) for name, values in drawn._asdict().items()}
     draws = xr.Dataset(columns, {"layer": names})
     with np.errstate(divide="ignore"):

@@ -19,7 +19,7 @@ from vgjax.activations import activation
 from vgjax.config import Config, Hypers
 from vgjax.initializers import initializer, is_data_dependent, weight_variance
 from vgjax.network.dense import Dense
-from vgjax.network.layer_names import group, stack_name, unstacked
+from vgjax.network.layer_names import group, layer_name, layer_names, layer_number, stack_name, unstacked
 
 Variables = dict[str, Any]
 
@@ -71,7 +71,7 @@ class MLP(nn.Module):
             x = _normalise(self, "norm_0", x, train, mask)
         for first, last in _blocks(config):
             if first == last:
-                name = f"layer_{first}"
+                name = layer_name(first)
                 x, one = _hidden_layer(self, f"_{first}", config.hidden[first - 1], x, train, mask)
             else:
                 name = stack_name(first, last)
@@ -79,7 +79,7 @@ class MLP(nn.Module):
                 x, one = self._scan(name, last - first + 1, train)(x, mask, there)
             for kind, value in zip(seen, one, strict=True):
                 kind[name] = value
-        name = f"layer_{len(config.hidden) + 1}"
+        name = layer_name(len(config.hidden) + 1)
         logits = _dense(self, name, self.classes, _named(config)[name], x)
         seen.inputs[name], seen.pre_activations[name], seen.activations[name] = x, logits, logits
         return logits, seen
@@ -183,8 +183,8 @@ def of_depth(config: Config, modules: Variables) -> Variables:
       modules: of the deeper one, by name.
     """
     single = unstacked(modules)
-    last = max((name for name in single if name.startswith("layer_")), key=lambda name: int(name[6:]), default="")
-    own = {f"layer_{len(config.hidden) + 1}": single[last]} if last else {}
+    last = max((name for name in single if name.startswith("layer_")), key=layer_number, default="")
+    own = {layer_name(len(config.hidden) + 1): single[last]} if last else {}
     for first, end in _blocks(config):
         layers = range(first, end + 1)
         there = {
@@ -245,8 +245,8 @@ def _initial_leaf(
         return jnp.full(shape.shape, leaf in ("scale", "var"), shape.dtype)
     layer = group("/".join(module), shape)
     paths = _path_numbers(layer.names, leaf)
-    if depth is not None and layer.names == (f"layer_{len(config.hidden) + 1}",):
-        paths = _path_numbers([f"layer_{i}" for i in range(2, len(config.hidden) + 2)], leaf)[depth - 1][None]
+    if depth is not None and layer.names == (layer_name(len(config.hidden) + 1),):
+        paths = _path_numbers(layer_names(len(config.hidden) + 1)[1:], leaf)[depth - 1][None]
     keys = jax.vmap(partial(jax.random.fold_in, key))(paths)
 
     def draw(key: jax.Array) -> jax.Array:
@@ -264,8 +264,8 @@ def _path_numbers(layers: Sequence[str], leaf: str) -> jax.Array:
 
 def _named(config: Config) -> dict[str, Any]:
     """The initializer of every layer, as the config names it."""
-    hidden = {f"layer_{i}": config.initializer for i in range(1, len(config.hidden) + 1)}
-    return {**hidden, f"layer_{len(config.hidden) + 1}": config.output_initializer or config.initializer}
+    *hidden, last = layer_names(len(config.hidden) + 1)
+    return {**dict.fromkeys(hidden, config.initializer), last: config.output_initializer or config.initializer}
 
 
 def unit_variance(model: MLP, variables: Variables, inputs: jax.Array) -> Variables:
@@ -327,6 +327,6 @@ def describe(config: Config, features: int, classes: int) -> list[ModuleRow]:
 
 def _place(config: Config, name: str) -> tuple[int, int]:
     """Where a module stands in the network: its layer, and its turn within it."""
-    kind, index = name.split("_")
+    kind = name.partition("_")[0]
     first = ["norm", "layer"] if config.norm_at in ("layer_inputs", "network_input") else ["layer", "norm"]
-    return int(index), [*first, "alpha"].index(kind)
+    return layer_number(name), [*first, "alpha"].index(kind)

@@ -91,6 +91,19 @@ def bin_edges() -> tuple[np.ndarray, np.ndarray]:
     )
 
 
+def magnitude_counts(counts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Counts by magnitude, both signs together; zeros, subnormal numbers, infinities and NaN are left out.
+
+    Args:
+      counts: of signed log₂ histograms, [..., N_BINS].
+
+    Returns:
+      Counts [..., 254], and the exponent e of each of these octaves, 2^e ≤ |x| < 2^(e + 1) [254].
+    """
+    biased = np.arange(1, 255)
+    return counts[..., ZERO_BIN - 1 - biased] + counts[..., ZERO_BIN + 1 + biased], biased - 127
+
+
 def bits(x: jax.Array) -> jax.Array:
     """The bits of the float32 of the same value, uint32; without arithmetic where that would flush subnormals.
 

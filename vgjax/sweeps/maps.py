@@ -15,6 +15,7 @@ from vgjax import analysis
 from vgjax.analysis import Estimate, estimate, share_estimate
 from vgjax.config import Hypers
 from vgjax.names import nearest
+from vgjax.network.layer_names import layer_names
 from vgjax.statistics.families import all_statistics, chosen, statistics_of
 from vgjax.sweeps.axes import STANDS_FOR
 from vgjax.sweeps.grid import Point
@@ -146,7 +147,7 @@ def lane_values(history: xr.Dataset, value: str) -> np.ndarray:
 def _decays(history: xr.Dataset) -> np.ndarray:
     """`analysis.decay` at the first record, by lanes of one depth: it leaves out the last layer of each."""
     names = [str(name) for name in history["layer"].values]
-    if names != [f"layer_{i}" for i in range(1, len(names) + 1)]:
+    if names != layer_names(len(names)):
         raise ValueError(f"decay cannot be had of {', '.join(names)} alone; allowed: all layers recorded")
     rms = analysis.root_mean_squares(history)["delta_rms"].isel(record=0)
     depths = np.broadcast_to(history["fan_in"].notnull().sum("layer").values, history.sizes["lane"])

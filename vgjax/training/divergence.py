@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from vgjax.network.layer_names import group, groups
+from vgjax.network.layer_names import group, groups, layer_number
 from vgjax.statistics import weights
 from vgjax.statistics.view import View
 from vgjax.training import parallel
@@ -76,7 +76,7 @@ def _bad_layers(program: Program, loss: jax.Array, view: View, new_params: Any) 
 def _bad_modules(params: Any) -> jax.Array:
     """Which layers' weights, biases, norms or gains are not finite, bool [layers]."""
     parts = [group(name, leaf) for name, module in params.items() for leaf in jax.tree.leaves(module)]
-    rows = [max(1, int(name.rpartition("_")[2])) - 1 for part in parts for name in part.names]  # norm_0 is layer_1's
+    rows = [max(1, layer_number(name)) - 1 for part in parts for name in part.names]  # norm_0 is layer_1's
     return jnp.zeros(max(rows) + 1, bool).at[np.array(rows)].max(weights.any_bad(parts))
 
 

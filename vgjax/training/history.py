@@ -17,6 +17,7 @@ import numpy as np
 import xarray as xr
 
 from vgjax.files import read_sealed, whole, write_sealed
+from vgjax.network.layer_names import layer_number
 from vgjax.statistics import histograms
 from vgjax.statistics.families import all_statistics
 
@@ -117,7 +118,7 @@ def beside(parts: Sequence[xr.Dataset]) -> xr.Dataset:
     whole = xr.concat(
         by_step, "lane", data_vars="minimal", coords="different", compat="equals", join="outer", fill_value=fill
     )
-    whole = whole.isel(layer=np.argsort([int(name.split("_")[1]) for name in whole["layer"].values]))
+    whole = whole.isel(layer=np.argsort([layer_number(name) for name in whole["layer"].values]))
     return whole.swap_dims(step="record", evaluated_at="evaluation")
 
 

@@ -21,7 +21,7 @@ from vgjax.data import batches
 from vgjax.data.batches import batch_sizes
 from vgjax.data.catalogue import Dataset, load
 from vgjax.environment import environment
-from vgjax.network.layer_names import weight_groups
+from vgjax.network.layer_names import layer_names, weight_groups
 from vgjax.network.model import Variables, is_elastic, of_depth
 from vgjax.settings import as_plain, which_seeds
 from vgjax.statistics.families import kept
@@ -180,7 +180,7 @@ class _Landing:
         depth, compiled = len(job.config.hidden), len(job.program.config.hidden)
         self.rows = np.array([*range(depth), compiled])  # of the program's layers, those that there are
         shapes = [group.values.shape[-2:] for group in weight_groups(params) for _ in group.names]
-        self.all_layers = [f"layer_{i}" for i in range(1, depth + 2)]
+        self.all_layers = layer_names(depth + 1)
         of_these = kept(job.config, self.all_layers)
         self.layers = {self.all_layers[i]: shapes[self.rows[i]] for i in of_these}
         self.kept_rows = self.rows[of_these] if depth < compiled else None  # None: the program knew them

@@ -19,7 +19,7 @@ from numpy.typing import ArrayLike
 
 from vgjax.config import Config, Hypers
 from vgjax.data.batches import Batch
-from vgjax.network.layer_names import groups
+from vgjax.network.layer_names import groups, layer_name
 from vgjax.network.model import MLP, Seen, Variables, initial_variables
 from vgjax.statistics.view import View
 from vgjax.training import parallel
@@ -46,7 +46,7 @@ class Network:
 
     def last_hidden(self, inputs: jax.Array) -> jax.Array:
         """What the last hidden layer hands on, [B, width]: to be differentiated."""
-        return self.seen(inputs).inputs[f"layer_{len(self.program.config.hidden) + 1}"]
+        return self.seen(inputs).inputs[layer_name(len(self.program.config.hidden) + 1)]
 
     def step(self) -> View:
         """What the engine's first train step lets one see of the batch: gradients, δ, activations."""
