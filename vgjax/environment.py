@@ -1,4 +1,4 @@
-"""With what a result was made: versions, devices, commit, date."""
+"""The versions, devices, commit and date with which a result was made."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def environment() -> dict[str, Any]:
     }
 
 
-@functools.cache  # of the code that runs, whatever becomes of the files
+@functools.cache  # the commit of the running code, even if the files change later
 def commit() -> str | None:
     """The commit of the checkout that this package is imported from."""
     top = Path(__file__).parent.parent
@@ -50,7 +50,7 @@ def _git(top: Path, *arguments: str) -> str | None:
 
 @functools.cache
 def version(package: str) -> str | None:
-    """Of an installed package."""
+    """The version of an installed package; None if it is not installed."""
     try:
         return importlib.metadata.version(package)
     except importlib.metadata.PackageNotFoundError:

@@ -43,7 +43,7 @@ PathLike = str | os.PathLike[str]
 
 
 class _Damaged(ValueError):
-    """A file of the cache that is not what was written."""
+    """A damaged file of the cache."""
 
     def __init__(self, path: Path, name: str, why: object) -> None:
         super().__init__(f"{path} is damaged ({why}): make it anew by `vgjax data prepare {name}`")
@@ -164,10 +164,10 @@ def digits() -> Dataset:
 
 
 def _own(make: Callable[..., Dataset]) -> Dataset:
-    """What a user's own function gives."""
+    """The data set that the user's own function returns."""
     try:
         made = make()
-    except (Exception, SystemExit) as error:  # a stranger's function may raise anything
+    except (Exception, SystemExit) as error:  # the user's function may raise anything
         raise ValueError(f"data set {text_of(make)!r} cannot be used: {error or type(error).__name__}") from error
     if not isinstance(made, Dataset):
         raise ValueError(f"data set {text_of(make)!r} gives a {type(made).__name__}; allowed: vgjax.data.Dataset")
@@ -233,7 +233,7 @@ def _cache(data_dir: PathLike | None) -> Path:
 
 
 def _facts(dataset: Dataset) -> dict[str, Any]:
-    """What `vgjax data list` shows."""
+    """The facts that `vgjax data list` shows."""
     counts = {"train": len(dataset.train_labels), "test": len(dataset.test_labels)}
     return counts | {key: getattr(dataset, key) for key in ("name", "shape", "classes", "source")}
 
@@ -257,7 +257,7 @@ EMBEDDED = ("iris", "iris_petal", "digits")
 
 @dataclass(frozen=True)
 class Row(Entry):
-    """A data set whose size is known without having it at hand."""
+    """A row of `DATASETS`: the numbers of features and classes are known before the data is loaded."""
 
     features: int
     classes: int

@@ -1,6 +1,6 @@
-"""TFDS as `vgjax.data` wants it: quiet, refusing early and in one line, and a builder's examples as arrays.
+"""TFDS without its messages, with early errors of one line, and with a builder's examples as arrays.
 
-TFDS is imported here alone, and only to prepare a data set.
+TFDS is imported only here, and only to prepare a data set.
 """
 
 from __future__ import annotations
@@ -26,9 +26,9 @@ ADVICE = "give the original files by --manual-dir DIR, or run `vgjax data prepar
 
 @contextlib.contextmanager
 def quiet_tfds() -> Iterator[Any]:
-    """TFDS without its chatter (bars on a terminal only), its look-ups in the cloud and its minutes of retries."""
+    """TFDS without log messages, look-ups in the cloud and minutes of retries; progress bars on a terminal only."""
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-    os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")  # TensorFlow announces them past its own log level
+    os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")  # TensorFlow prints a notice of them whatever the log level
     from unittest import mock  # it imports asyncio
 
     disabled = logging.root.manager.disable
@@ -48,10 +48,10 @@ def quiet_tfds() -> Iterator[Any]:
 
 @contextlib.contextmanager
 def in_one_line(name: str, where: Path) -> Iterator[None]:
-    """Says in one line what TFDS raises in many; `where`: the folder that it reads or writes."""
+    """Turn errors of TFDS, which have many lines, into errors of one line; `where`: the folder that TFDS uses."""
     try:
         yield
-    except Exception as error:  # builders are the code of many hands
+    except Exception as error:  # builders are written by many people and may raise anything
         import requests
         from tensorflow_datasets.core.download.util import DownloadError
 
@@ -100,10 +100,11 @@ def check_at_hand(name: str, infos: Mapping[str, Any], manual: Path | None) -> N
 
 
 def decode(tfds: Any, name: str, builder: Any) -> Dataset:
+    """The examples of a prepared TFDS data set as arrays."""
     import tensorflow as tf
 
-    with contextlib.suppress(RuntimeError):  # already in use
-        tf.config.set_visible_devices([], "GPU")  # it would take all of the memory that JAX needs
+    with contextlib.suppress(RuntimeError):  # TensorFlow uses the GPU already
+        tf.config.set_visible_devices([], "GPU")  # TensorFlow would take all the memory that JAX needs
     splits, (image, label) = builder.info.splits, builder.info.supervised_keys
     if "train" not in splits:
         raise ValueError(f"no split 'train', only {', '.join(splits)}")

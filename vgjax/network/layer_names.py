@@ -28,10 +28,10 @@ _BOX = (jax.tree_util.GetAttrKey("value"),)
 @partial(jax.tree_util.register_dataclass, data_fields=["values"], meta_fields=["names", "is_stack"])
 @dataclass(frozen=True)
 class Group:
-    """One layer, or the layers of one stack; a pytree, whose leaf is their array."""
+    """One layer, or the layers of one stack; a pytree whose only leaf is `values`."""
 
     names: tuple[str, ...]
-    values: jax.Array  # one layer: as it is; a stack: [layers, …]
+    values: jax.Array  # of a stack: [layers, …]
     is_stack: bool
 
 
@@ -84,17 +84,17 @@ def layers_of_stack(name: str) -> range | None:
 def weight_groups(tree: Any, stacked: str = "") -> list[Group]:
     """The weights of a parameter-shaped pytree, in natural order of their layers' names (layer_2 before layer_10).
 
-    A layer is called by the path of the module that holds its weight; by the weight's own path where the module holds
-    several. A lone array is called `weights`.
+    The name of a layer is the path of the module that holds its weight, or the path of the weight itself where the
+    module holds several. The name of a single array without a path is `weights`.
 
     Args:
-      tree: parameters, gradients or updates of any library; floating leaves of two and more dimensions are weights,
-        unless they are called `bias`; empty ones are none.
-      stacked: a path or glob pattern (`blocks`, `*/blocks`) below which all leaves are stacks; their layers are called
-        `blocks/dense[3]`. This package's own stacks are known without it.
+      tree: parameters, gradients or updates of any library. Weights are the floating leaves of two or more dimensions,
+        except empty ones and those named `bias`.
+      stacked: a path or glob pattern (`blocks`, `*/blocks`); all leaves below it are stacks, and their layers are named
+        `blocks/dense[3]`. The stacks of the MLP family need no pattern.
 
     Raises:
-      ValueError: there are weights, and `stacked` fits the path of none; two layers have one name.
+      ValueError: `stacked` fits no path, or two layers have the same name.
     """
     leaves = jax.tree_util.tree_leaves_with_path(tree)
     inside = Counter(path[:-1] for path, _ in leaves)
@@ -114,12 +114,12 @@ def weight_groups(tree: Any, stacked: str = "") -> list[Group]:
 
 
 def groups(arrays: Mapping[str, jax.Array]) -> list[Group]:
-    """Arrays by the names of this package's own layers and stacks, as groups in natural order."""
+    """Arrays named as layers and stacks of the MLP family, as groups in natural order."""
     return sorted((group(name, array) for name, array in arrays.items()), key=_order)
 
 
 def group(name: str, array: jax.Array, is_stack: bool = False) -> Group:
-    """One array by its name: a layer, or the layers of a stack, which the names of this package's own say."""
+    """An array as a group: one layer, or the layers of a stack; names of the MLP family's stacks are recognised."""
     if (numbers := layers_of_stack(name)) is not None:
         return Group(tuple(map(layer_name, numbers)), array, True)
     if is_stack:
@@ -128,7 +128,7 @@ def group(name: str, array: jax.Array, is_stack: bool = False) -> Group:
 
 
 def unstacked(modules: dict[str, Any]) -> dict[str, Any]:
-    """A network's parameters (or batch statistics) with every layer by itself: {"layer_2": …, "norm_2": …, …}."""
+    """Parameters (or batch statistics) with every stack split into its layers: {"layer_2": …, "norm_2": …, …}."""
     single: dict[str, Any] = {}
     for name, leaves in modules.items():
         if (numbers := layers_of_stack(name)) is not None:
@@ -142,7 +142,7 @@ def unstacked(modules: dict[str, Any]) -> dict[str, Any]:
 
 
 def is_weight(path: tuple[Any, ...], leaf: Any, stacked: str = "") -> bool:
-    """Whether a leaf is a weight matrix or kernel: two dimensions or more, not counting a stack's, and no bias."""
+    """Whether a leaf is a weight: floating, not named `bias`, and of two or more dimensions besides that of a stack."""
     if not jnp.issubdtype(getattr(leaf, "dtype", bool), jnp.floating) or _text(path[-1:]) == "bias":
         return False
     return leaf.ndim >= 2 + _is_stack(_text(path), stacked) and leaf.size > 0

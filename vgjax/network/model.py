@@ -1,6 +1,6 @@
 """The MLP family as Flax modules: plain, normalised, residual; and its initial parameters.
 
-The model returns its logits and what its layers saw; what nobody uses of that, jit prunes.
+The model returns its logits and what its layers saw; `jit` removes the parts that nothing uses.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ class Seen(NamedTuple):
     inputs: Any  # what the weights multiply
     pre_activations: Any  # z = Wh + b, before any norm
     phi_inputs: Any  # what the activation is applied to; the last layer has none
-    activations: Any  # what the layer hands on; of the last layer, the logits
+    activations: Any  # the layer's outputs; of the last layer, the logits
 
 
 class MLP(nn.Module):
@@ -59,8 +59,7 @@ class MLP(nn.Module):
           x: inputs, scaled [B, features].
           train: batch norm by the batch's statistics (True) or the running averages.
           mask: which examples count in batch norm's statistics [B], or None for all.
-          depth: how many hidden layers there are, where that is traced (see `is_elastic`); the others are passed by,
-            at no cost. None: all.
+          depth: the number of hidden layers, if traced (see `is_elastic`); the others are skipped. None: all.
 
         Returns:
           logits [B, classes], and what each layer saw.
@@ -80,7 +79,7 @@ class MLP(nn.Module):
             for kind, value in zip(seen, one, strict=True):
                 kind[name] = value
         name = layer_name(len(config.hidden) + 1)
-        logits = _dense(self, name, self.classes, _named(config)[name], x)
+        logits = _dense(self, name, self.classes, _initializers(config)[name], x)
         seen.inputs[name], seen.pre_activations[name], seen.activations[name] = x, logits, logits
         return logits, seen
 
@@ -162,10 +161,10 @@ def _blocks(config: Config) -> list[tuple[int, int]]:
 
 
 def stacks(config: Config) -> list[tuple[int, int]]:
-    """The runs of hidden layers that are scanned as one stack, (first, last) each: all as wide as the layer below.
+    """The stacks of hidden layers, (first, last) each: consecutive layers as wide as the layer below them.
 
-    Compiling then takes as long for 240 layers as for one. What looks at single parameters or layers keeps layers
-    apart: clipping by layer or unit, initializers that look at data, and optimizers of the user's own.
+    Compiling a scanned stack takes as long for 240 layers as for one. There are no stacks where something reads single
+    layers or parameters: clipping by layer or unit, initializers that read data, and the user's own optimizers.
     """
     by_layer = config.clip in ("layer_norm", "agc") or callable(config.optimizer) or ":" in config.optimizer
     if by_layer or is_data_dependent(config.initializer):
@@ -176,11 +175,11 @@ def stacks(config: Config) -> list[tuple[int, int]]:
 
 
 def of_depth(config: Config, modules: Variables) -> Variables:
-    """A network's own parameters (or batch statistics) from those of a deeper elastic one that it was part of.
+    """The parameters (or batch statistics) of a network, taken from the deeper elastic network that contained it.
 
     Args:
       config: the network.
-      modules: of the deeper one, by name.
+      modules: of the deeper network, by name.
     """
     single = unstacked(modules)
     last = max((name for name in single if name.startswith("layer_")), key=layer_number, default="")
@@ -201,7 +200,7 @@ def of_depth(config: Config, modules: Variables) -> Variables:
 
 
 def is_elastic(config: Config) -> bool:
-    """Whether one program can serve networks of all depths up to this one's: all but the first layer are one stack."""
+    """Whether one program can train networks of any depth up to this one: all layers after the first are one stack."""
     return stacks(config) == [(2, len(config.hidden))]
 
 
@@ -223,7 +222,7 @@ def initial_variables(
       hypers: σ_w and σ_b (may be traced).
       key: of the whole network.
       inputs: a first batch, scaled [B, features]; data-dependent initializers look at it.
-      depth: as the model takes it; the last layer is then drawn as that of a network of that depth.
+      depth: as in the model; the last layer is drawn with the key of the last layer of a network of that depth.
 
     Returns:
       {"params": …, "batch_stats": … where there is batch norm}.
@@ -253,7 +252,7 @@ def _initial_leaf(
         one = (key, shape.shape[layer.is_stack :], shape.dtype)
         if leaf == "bias":
             return hypers.sigma_b * jax.random.normal(*one)
-        return initializer(_named(config)[layer.names[0]])(*one)
+        return initializer(_initializers(config)[layer.names[0]])(*one)
 
     return jax.lax.map(draw, keys) if layer.is_stack else draw(keys[0])
 
@@ -262,8 +261,8 @@ def _path_numbers(layers: Sequence[str], leaf: str) -> jax.Array:
     return jnp.array([zlib.crc32(f"{name}/{leaf}".encode()) for name in layers], jnp.uint32)
 
 
-def _named(config: Config) -> dict[str, Any]:
-    """The initializer of every layer, as the config names it."""
+def _initializers(config: Config) -> dict[str, Any]:
+    """{layer: its initializer, as the config names it}."""
     *hidden, last = layer_names(len(config.hidden) + 1)
     return {**dict.fromkeys(hidden, config.initializer), last: config.output_initializer or config.initializer}
 
@@ -271,7 +270,7 @@ def _named(config: Config) -> dict[str, Any]:
 def unit_variance(model: MLP, variables: Variables, inputs: jax.Array) -> Variables:
     """LSUV, where asked for: layer by layer, divide the weights by the standard deviation of their pre-activations."""
     params = variables["params"]
-    for name in (name for name, named in _named(model.config).items() if is_data_dependent(named)):
+    for name in (name for name, named in _initializers(model.config).items() if is_data_dependent(named)):
         (_, seen), _ = model.apply({**variables, "params": params}, inputs, train=True, mutable=["batch_stats"])
         std = jnp.std(seen.pre_activations[name])
         divisor = jnp.where(std > 0, std, jnp.ones_like(std))
@@ -317,7 +316,7 @@ def describe(config: Config, features: int, classes: int) -> list[ModuleRow]:
         count = sum(leaf.size for leaf in both)
         if name.startswith("layer_"):
             fan_in, fan_out = leaves["kernel"].shape
-            variance = weight_variance(_named(config)[name], fan_in, fan_out)
+            variance = weight_variance(_initializers(config)[name], fan_in, fan_out)
             rows.append(ModuleRow(name, "dense", fan_out, count, fan_in * variance))
         else:
             kind = "alpha" if name.startswith("alpha_") else f"{config.norm} norm"
@@ -326,7 +325,7 @@ def describe(config: Config, features: int, classes: int) -> list[ModuleRow]:
 
 
 def _place(config: Config, name: str) -> tuple[int, int]:
-    """Where a module stands in the network: its layer, and its turn within it."""
+    """The place of a module in the network: the number of its layer, and its place in the layer."""
     kind = name.partition("_")[0]
     first = ["norm", "layer"] if config.norm_at in ("layer_inputs", "network_input") else ["layer", "norm"]
     return layer_number(name), [*first, "alpha"].index(kind)

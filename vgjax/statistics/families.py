@@ -77,9 +77,9 @@ def _decay(config: Config, view: View, _: str) -> Statistics:
 
 
 def _slopes(config: Config, view: View) -> list[Group]:
-    """φ′ where each layer's activation was applied, 1 in the last layer, which has none; 0 for what does not count.
+    """φ′ at the input of each layer's activation; 1 in the last layer, which has no activation; 0 outside the mask.
 
-    NaN has a NaN slope: JAX gives ReLU the slope 0 there, which would look dead.
+    The slope at NaN is NaN: JAX gives ReLU the slope 0 there, and the unit would count as dead.
     """
     phi = activation(config.activation)
 

@@ -1,8 +1,7 @@
-"""A training loop of one's own: an optimizer that keeps, in its own state, the statistics of what passes through it.
+"""Statistics in the user's own training loop: an optimizer that keeps them in its state.
 
-`optax.snapshot("raw", stats.norm_statistics)` does this for one point of a chain, at every step. `watch` is for what a
-snapshot cannot see: two points at once (a cosine, the share that clipping changed), the parameters, and the number of
-the step, so that only every k-th one is measured.
+`optax.snapshot("raw", weights.norm_statistics)` records one point of a chain at every step. `watch` also compares two
+points (a cosine, the share that clipping changed), read the parameters, and measure only every k-th step.
 """
 
 from __future__ import annotations
@@ -30,11 +29,11 @@ class WatchState(NamedTuple):
 
     clip: optax.OptState
     optimizer: optax.OptState
-    done: jax.Array  # how many updates
-    step: jax.Array  # the update that was measured last, counted from 0; −1 before the first
-    record: Statistics  # what was measured, each [layers, …]; before the first update 0: NaN would stay where an
-    # optimizer around this one, such as lookahead, adds up old and new states
-    layers: jax.Array  # their names in UTF-8, a line each, uint8: an array goes wherever a state can go
+    done: jax.Array  # number of updates so far
+    step: jax.Array  # the update measured last, counted from 0; −1 before the first
+    record: Statistics  # the last measurement, each [layers, …]. Zeros before the first one: an optimizer around this
+    # one that adds old and new states, such as lookahead, would keep NaN for ever
+    layers: jax.Array  # the layers' names, one a line, as UTF-8 bytes: all of a state must be arrays
 
 
 class Watched(NamedTuple):
@@ -53,14 +52,14 @@ def watch(
     record: str | Collection[str] = "norms",
     stacked: str = "",
 ) -> optax.GradientTransformationExtraArgs:
-    """The same optimizer, keeping statistics of every layer in its state: g → clip → c → optimizer → ΔW.
+    """The same optimizer, with statistics of every layer in its state: g → clip → c → optimizer → ΔW.
 
     Args:
-      optimizer: any Optax transformation; it computes what it computes without being watched.
-      clip: what comes before it, for the gradient to be seen on both sides: `watch(adam, clip)` stands for
-        `optax.chain(clip, adam)`. Without it the statistics of the clipped gradient are left out.
-      every: measure updates 0, every, 2·every …; those between cost next to nothing (under `vmap` all cost the same).
-        They are float32, of float64 gradients (JAX_ENABLE_X64) too: of those, norms and weights alone can be had.
+      optimizer: any Optax transformation; its updates do not change.
+      clip: the transformation before it; the gradient is recorded before and after it, and `watch(adam, clip)` stands
+        for `optax.chain(clip, adam)`. Without it there are no statistics of the clipped gradient.
+      every: measure updates 0, every, 2·every …; the others cost next to nothing (under `vmap` all cost the same).
+        Statistics are float32; of float64 gradients (JAX_ENABLE_X64), only norms and weights can be recorded.
       record: families of statistics: norms, spread, weights, points, gradient_histogram, weight_histogram,
         update_histogram (see `vgjax list families`), or all.
       stacked: paths of stacked layers, as `vgjax.network.layer_names.weight_groups` takes them.
@@ -98,7 +97,7 @@ def watch(
         if params is None and (needing := [name for name in families if FAMILIES[name].needs_params]):
             raise ValueError(f"{', '.join(sorted(needing))} need the parameters: update(gradients, state, params)")
 
-        def moved() -> tuple[Points, optax.OptState, optax.OptState]:
+        def transformed() -> tuple[Points, optax.OptState, optax.OptState]:
             clipped, clip_state = first.update(gradients, state.clip, params, **extra)
             updates, optimizer_state = then.update(clipped, state.optimizer, params, **extra)
             return Points(gradients, clipped, updates), clip_state, optimizer_state
@@ -110,12 +109,12 @@ def watch(
                 found |= FAMILIES[family].make(None, View(gradients, points, params), stacked)
             return state.done, {one.name: found[one.name] for one in kept}
 
-        points, clip_state, optimizer_state = moved()
+        points, clip_state, optimizer_state = transformed()
         is_measured, last = state.done % every == 0, (state.step, state.record)
         if isinstance(is_measured, jax.core.Tracer):
-            # This branch moves once more, so that XLA may fuse the step as if nobody looked at what is in between.
-            last = jax.lax.cond(is_measured, lambda: measured(moved()[0]), lambda: last)
-        elif is_measured:  # nothing is compiled here, and `cond` would be at every step
+            # This branch computes the update once more. If it read `points`, XLA could not fuse the steps of the chain.
+            last = jax.lax.cond(is_measured, lambda: measured(transformed()[0]), lambda: last)
+        elif is_measured:  # outside `jit`, `cond` is compiled at every step
             last = measured(points)
         done = optax.safe_increment(state.done)
         return points.updates, WatchState(clip_state, optimizer_state, done, *last, state.layers)
@@ -132,7 +131,8 @@ def watched(opt_state: optax.OptState) -> Watched:
     """The last record in an optimizer's state, on the host; `step` says of which update, counted from 0.
 
     Args:
-      opt_state: whatever holds the state of one watched optimizer: `state.opt_state`, a chain's, `nnx.Optimizer`'s.
+      opt_state: anything that holds the state of one watched optimizer: `state.opt_state`, a chain's state, or
+        `nnx.Optimizer`'s.
 
     Raises:
       ValueError: it holds none, or several.
@@ -223,7 +223,7 @@ def _whole(every: Any) -> int:
 
 
 def _check_layers(given: list[str], of_params: list[str] | None, state: WatchState) -> None:
-    """Rows of a record go by the names that the layers had at init."""
+    """Refuse gradients of other layers than at init, since a record's rows have the names of those."""
     if of_params is not None and given != of_params:
         others = ", ".join(sorted({*given} ^ {*of_params}))
         raise ValueError(f"not both gradients and parameters have {others}; allowed: the same layers")
