@@ -189,12 +189,7 @@ def tfds_set(name: str, data_dir: PathLike | None = None, manual_dir: PathLike |
         facts, arrays = _read(path, name, ARRAYS)
         return Dataset(name, **arrays, classes=facts["classes"], shape=facts["shape"], source=facts["source"])
     root, (set_name, _, variant) = _cache(data_dir).parent, name.partition("/")
-    given = manual_dir or os.environ.get("VGJAX_MANUAL_DIR")
-    manual = Path(os.path.expanduser(given)) if given else None
-    if manual and not manual.is_dir():
-        raise ValueError(f"no folder {str(manual)!r} to take original files from")
-    if manual and (manual / set_name).is_dir():
-        manual /= set_name
+    manual = _manual_folder(manual_dir, set_name)
     with quiet_tfds() as tfds:
         known = tfds.list_builders(with_community_datasets=False)
         if set_name not in known:
@@ -223,6 +218,17 @@ def tfds_set(name: str, data_dir: PathLike | None = None, manual_dir: PathLike |
                 path.parent.mkdir(parents=True, exist_ok=True)
                 os.replace(f"{scratch}/arrays.npz", path)
     return dataset
+
+
+def _manual_folder(manual_dir: PathLike | None, set_name: str) -> Path | None:
+    """The folder with the original files of this data set; None where no folder is given."""
+    given = manual_dir or os.environ.get("VGJAX_MANUAL_DIR")
+    if not given:
+        return None
+    manual = Path(os.path.expanduser(given))
+    if not manual.is_dir():
+        raise ValueError(f"no folder {str(manual)!r} to take original files from")
+    return manual / set_name if (manual / set_name).is_dir() else manual
 
 
 # The cache

@@ -74,8 +74,8 @@ class MLP(nn.Module):
                 x, one = _hidden_layer(self, f"_{first}", config.hidden[first - 1], x, train, mask)
             else:
                 name = stack_name(first, last)
-                there = None if depth is None else jnp.arange(first, last + 1) <= depth
-                x, one = self._scan(name, last - first + 1, train)(x, mask, there)
+                exists = None if depth is None else jnp.arange(first, last + 1) <= depth
+                x, one = self._scan(name, last - first + 1, train)(x, mask, exists)
             for kind, value in zip(seen, one, strict=True):
                 kind[name] = value
         name = layer_name(len(config.hidden) + 1)
@@ -102,14 +102,14 @@ class _Block(nn.Module):
     train: bool
 
     @nn.compact
-    def __call__(self, x: jax.Array, mask: jax.Array | None, there: jax.Array | None) -> tuple[jax.Array, Seen]:
+    def __call__(self, x: jax.Array, mask: jax.Array | None, exists: jax.Array | None) -> tuple[jax.Array, Seen]:
         def layer(self: _Block, x: jax.Array) -> tuple[jax.Array, Seen]:
             return _hidden_layer(self, "", x.shape[-1], x, self.train, mask)
 
-        def none(self: _Block, x: jax.Array) -> tuple[jax.Array, Seen]:
+        def skip(self: _Block, x: jax.Array) -> tuple[jax.Array, Seen]:
             return x, Seen(*[jnp.zeros_like(x)] * len(Seen._fields))
 
-        return layer(self, x) if there is None else nn.cond(there, layer, none, self, x)
+        return layer(self, x) if exists is None else nn.cond(exists, layer, skip, self, x)
 
 
 def _hidden_layer(
@@ -186,15 +186,15 @@ def of_depth(config: Config, modules: Variables) -> Variables:
     own = {layer_name(len(config.hidden) + 1): single[last]} if last else {}
     for first, end in _blocks(config):
         layers = range(first, end + 1)
-        there = {
+        modules_of = {
             kind: [f"{kind}_{i}" for i in layers] for kind in ("layer", "norm", "alpha") if f"{kind}_{end}" in single
         }
         if first == end:
-            own |= {name: single[name] for (name,) in there.values()}
+            own |= {name: single[name] for (name,) in modules_of.values()}
         else:
             own[stack_name(first, end)] = {
                 kind: jax.tree.map(lambda *x: jnp.stack(x), *(single[name] for name in names))
-                for kind, names in there.items()
+                for kind, names in modules_of.items()
             }
     return own
 
@@ -258,6 +258,7 @@ def _initial_leaf(
 
 
 def _path_numbers(layers: Sequence[str], leaf: str) -> jax.Array:
+    """A number for each path `layer/leaf`, to derive its key from; CRC-32, which is the same in every process."""
     return jnp.array([zlib.crc32(f"{name}/{leaf}".encode()) for name in layers], jnp.uint32)
 
 

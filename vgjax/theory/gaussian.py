@@ -24,8 +24,8 @@ cached_activation = lru_cache(activations.activation)  # one callable per name, 
 def _rule(n: int, reach: float = 9.0) -> tuple[np.ndarray, np.ndarray]:
     """Nodes r and weights for ∫ dr exp(−r²/2), Gauss–Legendre in √|r| on either side of 0.
 
-    The interval is split at 0, where the table's activations have their kinks, if any. The nodes are dense near 0, where
-    φ(√q r) changes fast when q is large.
+    The interval is split at 0, where the table's activations have their kinks, if any. The nodes are dense near 0,
+    where φ(√q r) changes fast when q is large.
     """
     x, weight = np.polynomial.legendre.leggauss(n)
     s = (x + 1) / 2

@@ -68,16 +68,13 @@ def watch(
       An Optax transformation. Read its state with `watched`, `scalars`, `histograms`.
 
     Raises:
-      ValueError: what is watched is no Optax transformation; no such family; `every` is no whole number from 1; at
-        init: no weights, or `stacked` fits none; at update: a family that needs the parameters, and none were given,
-        or gradients of other layers.
+      ValueError: `optimizer` or `clip` is not an Optax transformation; a family is unknown; `every` is not a whole
+        number from 1. At init: there are no weights, or `stacked` fits no layer. At update: a family needs the
+        parameters and none are given, or the gradients have other layers than at init.
     """
     _check_transformations(optimizer, clip)
     every = _whole(every)
-    record = (record,) if isinstance(record, str) else record
-    if not isinstance(record, Collection) or not isinstance(stacked, str):
-        raise ValueError(f"record={record!r}, stacked={stacked!r} are not allowed; allowed: names, and one text")
-    families = chosen(record, watchable_families())
+    families = _families(record, stacked)
     kept = [one for one in statistics_of(families) if clip or not one.name.startswith("clipped_")]
     first = optax.with_extra_args_support(clip or optax.identity())
     then = optax.with_extra_args_support(optimizer)
@@ -104,9 +101,7 @@ def watch(
 
         def measured(points: Points) -> tuple[jax.Array, Statistics]:
             _check_layers(_names(gradients, stacked), None if params is None else _names(params, stacked), state)
-            found = Statistics()
-            for family in families:
-                found |= FAMILIES[family].make(None, View(gradients, points, params), stacked)
+            found = _measured(families, View(gradients, points, params), stacked)
             return state.done, {one.name: found[one.name] for one in kept}
 
         points, clip_state, optimizer_state = transformed()
@@ -214,6 +209,20 @@ def _check_transformations(*given: Any) -> None:
         if tx is not None and not (hasattr(tx, "init") and hasattr(tx, "update")):
             what = f"{reprlib.repr(tx)} cannot be watched"
             raise ValueError(f"{what}; allowed: an Optax transformation, as optax.adam(1e-3)")
+
+
+def _families(record: Any, stacked: Any) -> list[str]:
+    record = (record,) if isinstance(record, str) else record
+    if not isinstance(record, Collection) or not isinstance(stacked, str):
+        raise ValueError(f"record={record!r}, stacked={stacked!r} are not allowed; allowed: names, and one text")
+    return chosen(record, watchable_families())
+
+
+def _measured(families: list[str], view: View, stacked: str) -> Statistics:
+    found = Statistics()
+    for family in families:
+        found |= FAMILIES[family].make(None, view, stacked)
+    return found
 
 
 def _whole(every: Any) -> int:
