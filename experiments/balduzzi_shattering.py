@@ -44,6 +44,7 @@ from experiments.reproduction import Picture, Row, Within, row
 from vgjax import figures
 from vgjax.analysis import Estimate, estimate, interval
 from vgjax.config import Config, Hypers
+from vgjax.network.layer_names import layer_name
 from vgjax.theory.jacobian import input_gradient_correlation
 from vgjax.training.probe import Network, probe
 
@@ -85,7 +86,7 @@ def run(options: Options) -> xr.Dataset:
 
 def correlations(network: Network) -> jax.Array:
     """Cosine between the gradients ∂y/∂x of all pairs of inputs, without their parts in the circle's plane, [B, B]."""
-    output = f"layer_{len(network.program.config.hidden) + 1}"
+    output = layer_name(len(network.program.config.hidden) + 1)
     gradient = jax.grad(lambda x: jnp.sum(network.seen(x).activations[output]))(network.inputs)
     plane = network.inputs[:: STEPS // 4][:2] / WIDTH**0.5
     gradient = gradient - gradient @ plane.T @ plane

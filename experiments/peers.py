@@ -25,6 +25,7 @@ import numpy as np
 
 from vgjax.config import Config
 from vgjax.names import nearest
+from vgjax.network.layer_names import layer_name
 
 INITIALIZERS = ("uniform(0.1)", "glorot_uniform")
 ALLOWED = {
@@ -115,7 +116,7 @@ def torch_train(
         optimizer = torch.optim.Adam(network.parameters(), learning_rate)
     else:
         optimizer = torch.optim.SGD(network.parameters(), learning_rate, momentum=0.9)
-    weights = {f"layer_{i}": linear.weight for i, linear in enumerate(network[::2], 1)}
+    weights = {layer_name(i): linear.weight for i, linear in enumerate(network[::2], 1)}
     writer: Any = None
     if watch != "bare":
         from torch.utils.tensorboard import SummaryWriter

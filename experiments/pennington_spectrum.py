@@ -39,6 +39,7 @@ from experiments.reproduction import Picture, Row, Within, row
 from vgjax import figures
 from vgjax.analysis import Estimate, estimate, interval
 from vgjax.config import Config, Hypers
+from vgjax.network.layer_names import layer_names
 from vgjax.theory.jacobian import eigenvalue_density, eigenvalue_spread
 from vgjax.training.probe import Network, probe
 
@@ -86,7 +87,7 @@ def run(options: Options) -> xr.Dataset:
 def jacobians(network: Network) -> jax.Array:
     """J of every hidden layer at the first input, [L, n, n]."""
     seen = jax.jacfwd(lambda x: network.seen(x[None]).activations)(network.inputs[0])
-    return jax.numpy.stack([seen[f"layer_{i}"][0] for i in range(1, len(network.program.config.hidden) + 1)])
+    return jax.numpy.stack([seen[name][0] for name in layer_names(len(network.program.config.hidden))])
 
 
 def _measure_and_predict(name: str, seeds: int) -> xr.Dataset:

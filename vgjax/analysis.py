@@ -12,7 +12,9 @@ from scipy import stats as scipy_stats
 from vgjax.config import Config, Hypers
 from vgjax.data import batches
 from vgjax.data.catalogue import Dataset
+from vgjax.network.layer_names import layer_names
 from vgjax.settings import run_of
+from vgjax.statistics.histograms import magnitude_counts
 from vgjax.theory import profiles
 from vgjax.theory.ensemble import draw_networks
 
@@ -113,10 +115,10 @@ def magnitude_histogram(history: xr.Dataset, name: str) -> xr.DataArray:
       Shares, coordinate `exponent`: 2^exponent ≤ |x| < 2^(exponent+1). Zeros, infinities and NaN are left out.
     """
     counts = history[name].values.astype(np.float64)
-    negative, positive = counts[..., 1:255][..., ::-1], counts[..., 258:512]
-    shares = (negative + positive) / counts.sum(-1, keepdims=True)
+    by_octave, exponents = magnitude_counts(counts)
+    shares = by_octave / counts.sum(-1, keepdims=True)
     dims = (*history[name].dims[:-1], "octave")
-    return xr.DataArray(shares, dims=dims, coords={"exponent": ("octave", np.arange(1, 255) - 127)})
+    return xr.DataArray(shares, dims=dims, coords={"exponent": ("octave", exponents)})
 
 
 def prediction(
@@ -140,7 +142,7 @@ def prediction(
     rng = np.random.default_rng(0)
     rows = np.stack([rng.choice(n, min(batch_size, most_examples), replace=False) for _ in range(n_draws)])
     draws = draw_networks(config, hypers, train.scaled(rows), train.labels[rows], dataset.classes, batch_size)
-    names = [f"layer_{i}" for i in range(1, len(config.hidden) + 2)]
+    names = layer_names(len(config.hidden) + 1)
     signals = ("activation_rms", "delta_rms", "gradient_rms")
     columns = {name: (("draw", "layer"), getattr(draws, name)) for name in signals}
     return xr.Dataset(columns, {"layer": names})
@@ -161,7 +163,7 @@ def infinite_width(config: Config, hypers: Hypers, dataset: Dataset) -> xr.Datas
         sigma_b = hypers.sigma_b if config.bias else 0.0
         q, growth = profiles.length_profile(square, config.activation, variances, sigma_b)
     columns = {"fan_in": widths[:-1], "fan_out": widths[1:], "sigma_w2": variances, "q": q, "chi1": growth}
-    names = [f"layer_{i}" for i in range(1, len(widths))]
+    names = layer_names(len(widths) - 1)
     return xr.Dataset({name: ("layer", np.asarray(column)) for name, column in columns.items()}, {"layer": names})
 
 

@@ -1,6 +1,6 @@
 """What a run is: `Config` (static: changes shapes or the compiled program) and `Hypers` (traced numbers).
 
-This room needs nothing but the standard library, so that `vgjax --help` is quick.
+This module imports only the standard library, so that `vgjax --help` is quick.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ else:
     Named = str
 
 LARGEST = 2**31 - 1  # whole numbers are int32 on the device
-LARGEST_FLOAT = 3.4e38  # and others float32
+LARGEST_FLOAT = 3.4e38  # other numbers are float32
 _ALLOWED = {
     int: "a whole number",
     float: "a number",
@@ -137,7 +137,7 @@ class Config:
 
 
 def check_hypers(hypers: Hypers) -> None:
-    """Refuse numbers that can mean nothing.
+    """Refuse hyper-parameters that make no sense.
 
     Raises:
       ValueError: no number, NaN, negative, or too large for float32 (where only a threshold may be infinite).
@@ -152,7 +152,7 @@ def check_hypers(hypers: Hypers) -> None:
 
 
 def typed(name: str, value: Any, hint: Any) -> Any:
-    """A field's value as its type hint wants it: NumPy's numbers as Python's own, what is listed as a tuple.
+    """A field's value in the type of its hint: NumPy's numbers become Python's, lists become tuples.
 
     Raises:
       ValueError: the value is of another type, or not one of the choices.
@@ -173,7 +173,7 @@ def typed(name: str, value: Any, hint: Any) -> Any:
 
 
 def _plain(value: Any, kind: type) -> Any:
-    """As that type, None where it is another; a name may be a function."""
+    """The value as a `kind`, or None if it is of another type; a name may also be a function."""
     if kind is str:
         return value if isinstance(value, str) or callable(value) else None
     number = {int: Integral, float: Real}.get(kind, bool)

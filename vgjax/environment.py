@@ -1,4 +1,4 @@
-"""What a result was made with: versions, devices, commit, date."""
+"""The versions, devices, commit and date with which a result was made."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def environment() -> dict[str, Any]:
     }
 
 
-@functools.cache  # the files may change while the code runs
+@functools.cache  # the commit of the running code, even if the files change later
 def commit() -> str | None:
     """The commit of this package's code: of the checkout, or the one that its wheel or sdist was built from.
 

@@ -23,6 +23,7 @@ from numpy.typing import ArrayLike
 
 from vgjax.environment import environment
 from vgjax.files import whole
+from vgjax.network.layer_names import layer_number
 
 STYLE = Path(__file__).with_name("paper.mplstyle")
 MARKERS = "osD^vP*"
@@ -133,7 +134,7 @@ def signal(rows: Mapping[str, xr.Dataset], names: Mapping[str, str], most_steps:
     columns = [name for name in names if all(name in row["signal"] for row in rows.values())]
     figure, panels_ = panels(len(rows), len(columns), width=3.6, height=3.0)
     for (title, row), line in zip(rows.items(), panels_, strict=True):
-        layers = [int(name.rpartition("_")[2]) for name in row["layer"].values]
+        layers = [layer_number(name) for name in row["layer"].values]
         for name, axes in zip(columns, line, strict=True):
             one = row.sel(signal=name)
             one = one.where((one > 1e-150) & (one < 1e150))  # the range that matplotlib's logarithmic axis can draw

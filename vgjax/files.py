@@ -1,4 +1,4 @@
-"""Files that are there whole or not at all, and that show it when a bit of them has changed."""
+"""Files that are written completely or not at all, and whose seal shows whether a bit has changed."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ _SEAL_BYTES = len(_SEAL.format("0" * 64))
 
 @contextlib.contextmanager
 def whole(path: Path) -> Iterator[Path]:
-    """Give the name under which to write a file: with its own name it is there whole or not at all.
+    """Give a temporary name to write to; at the end the file is renamed to `path`, so `path` is never half written.
 
     Args:
-      path: the file; what was there before stays until it is replaced.
+      path: the file; an older version stays until the new one replaces it.
 
     Raises:
-      OSError: it cannot be written; the error has its name.
+      OSError: it cannot be written; the error names `path`.
     """
     temporary = path.with_suffix(".tmp")
     try:
@@ -30,13 +30,13 @@ def whole(path: Path) -> Iterator[Path]:
             os.replace(temporary, path)
     except BaseException:
         with contextlib.suppress(OSError):
-            temporary.unlink()  # where the disk is full, half a file is in the way
+            temporary.unlink()  # on a full disk, half a file takes space
         raise
 
 
 @contextlib.contextmanager
 def named(path: Path) -> Iterator[None]:
-    """Errors of the system get this path; so do libraries' own that tell of one, of a full disk say, in many lines."""
+    """Put `path` into the system's errors, and turn a library's error that quotes one (full disk) into an OSError."""
     try:
         yield
     except Exception as error:
@@ -47,17 +47,17 @@ def named(path: Path) -> Iterator[None]:
 
 
 def write_sealed(path: Path, content: bytes | memoryview) -> None:
-    """Write a file whose last line is the SHA-256 of what is above it; to YAML a comment, to HDF5 nothing."""
+    """Write a file whose last line is the SHA-256 of the rest; readers of YAML and HDF5 ignore that line."""
     with whole(path) as temporary, temporary.open("wb") as file:
         file.write(content)
         file.write(_SEAL.format(hashlib.sha256(content).hexdigest()).encode())
 
 
 def read_sealed(path: Path) -> bytes:
-    """What `write_sealed` wrote.
+    """The content that `write_sealed` wrote, without the seal.
 
     Raises:
-      ValueError: a bit of it has changed, or it was never sealed.
+      ValueError: the content does not fit the seal, or there is no seal.
       OSError: it cannot be read.
     """
     found = path.read_bytes()

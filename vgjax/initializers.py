@@ -133,7 +133,7 @@ def is_data_dependent(named: str | Initializer) -> bool:
 
 
 def weight_variance(named: str | Initializer, fan_in: int, fan_out: int, n_samples: int = 10) -> float:
-    """Var(W) for one layer: by the row's formula, or measured on `n_samples` draws of a stranger's initializer.
+    """Var(W) for one layer: by the row's formula, or measured on `n_samples` draws of a user's own initializer.
 
     Args:
       named: name, import path or callable.

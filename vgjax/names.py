@@ -1,8 +1,8 @@
 """What a user can name: ``name``, ``name(arguments)``, ``module:function``, or the callable itself.
 
 Every table of the package (activations, initializers, optimizers, data sets …) is a plain dict from a name to an
-`Entry`; `resolve` turns what the user wrote into the thing, or says in one line what would have been allowed.
-Nothing that the user writes is evaluated: arguments are literals.
+`Entry`; `resolve` builds what the user named, or says in one line what is allowed. Nothing that the user writes is
+evaluated: arguments are literals.
 """
 
 from __future__ import annotations
@@ -127,7 +127,7 @@ def import_function(kind: str, path: str) -> Callable:
         sys.path.append(os.getcwd())
     try:
         found = importlib.import_module(module_name)
-    except (Exception, SystemExit) as error:  # a stranger's module may raise anything at import
+    except (Exception, SystemExit) as error:  # the user's module may raise anything at import
         raise ValueError(f"{kind} {path!r}: cannot import {module_name!r} ({error})") from None
     for part in attribute.split("."):
         if not hasattr(found, part):
@@ -149,9 +149,10 @@ def _without_function_name(error: Exception) -> str:
 
 
 def attempt(kind: str, named: Any, function: Callable[[], Any]) -> Any:
+    """`function()`; any exception of the user's own code becomes a ValueError of one line that names it."""
     try:
         return function()
-    except (Exception, SystemExit) as error:  # a stranger's function may raise anything
+    except (Exception, SystemExit) as error:  # the user's function may raise anything
         reason = next(iter(str(error).strip().splitlines()), "") or type(error).__name__
         if ":" not in text_of(named) and "allowed:" not in reason:
             reason += f"; allowed: see `vgjax list {kind}s`"

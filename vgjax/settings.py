@@ -1,4 +1,4 @@
-"""What the user wrote, config files (YAML or TOML) and command lines: read it, or say in one line what is wrong."""
+"""Read config files (YAML or TOML) and command lines, or say in one line what is wrong with them."""
 
 from __future__ import annotations
 
@@ -27,12 +27,12 @@ Made = TypeVar("Made")
 
 
 class Settings(NamedTuple):
-    """What a run can be told by a file; `data` in a run's own config.yaml says where its data came from."""
+    """The settings of a run, as a config file holds them."""
 
     config: Config = Config()
     hypers: tuple[Hypers, ...] = (Hypers(),)
     seeds: int | tuple[int, ...] = 1
-    paired: bool = False  # each of the hypers with the seed at its place, instead of all with all
+    paired: bool = False  # True: pair hypers[i] with seeds[i]; False: every hypers with every seed
 
 
 def read_settings(path: Path) -> Settings:
@@ -46,7 +46,7 @@ def read_settings(path: Path) -> Settings:
 
 
 def read(path: Path, make: Callable[[Any], Made]) -> Made:
-    """What `make` makes of the plain data in a YAML or TOML file; what is wrong is said with the file's name.
+    """`make(data)` for the plain data in a YAML or TOML file; error messages begin with the file's name.
 
     Raises:
       ValueError: damaged, or `make` refuses it.
@@ -65,7 +65,7 @@ def settings_from(content: Any, also: tuple[str, ...] = ()) -> Settings:
 
     Args:
       content: the plain data.
-      also: what else the user may have meant by an unknown field.
+      also: more names that a message about an unknown field may suggest.
 
     Raises:
       ValueError: a field or value is not allowed.
@@ -78,7 +78,7 @@ def settings_from(content: Any, also: tuple[str, ...] = ()) -> Settings:
     settings = [_checked(h, "hypers") for h in (hypers if isinstance(hypers, list) else [hypers])] or [{}]
     seeds = content.pop("seeds", 1)
     which_seeds(seeds)
-    for name in ("data", "lanes", "deepest", "variables"):  # how it was run
+    for name in ("data", "lanes", "deepest", "variables"):  # these say how the run was made, and are no settings
         content.pop(name, None)
     paired = converted("paired", content.pop("paired", False), bool)
     flat = {name: content.pop(name) for name in list(content) if name in HINTS["hypers"]}
@@ -118,7 +118,7 @@ def _parse(path: Path) -> Any:
     import yaml
 
     class Strict(yaml.SafeLoader):
-        """Of two lines with one name YAML keeps the second and says nothing."""
+        """Refuses a field that is there twice; plain YAML silently keeps the second."""
 
         def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
             names = [key.value for key, _ in node.value]
@@ -137,7 +137,7 @@ def _section(content: dict[str, Any], name: str) -> dict[str, Any]:
 
 
 def _checked(fields: Any, section: str, also: tuple[str, ...] = ()) -> dict[str, Any]:
-    """The fields of one section, converted; `also`: what else the user may have meant by an unknown one."""
+    """The fields of one section, converted; `also`: more names that a message may suggest."""
     if not isinstance(fields, Mapping):
         raise ValueError(f"{section} {reprlib.repr(fields)} is not allowed; allowed: lines of `field: value`")
     hints = HINTS[section]
@@ -155,18 +155,18 @@ def converted(name: str, value: Any, hint: Any) -> Any:
     """
     if hint is float and isinstance(value, str):
         with contextlib.suppress(ValueError):
-            value = float(value)  # YAML takes 1e-3 for a text
+            value = float(value)  # YAML reads 1e-3 as text
     return typed(name, value, hint)
 
 
 def which_seeds(seeds: Any) -> list[int]:
-    """Which seeds those are: 0, 1 … where they are how many.
+    """The seeds as a list; a single number n stands for 0 … n − 1.
 
     >>> which_seeds(2), which_seeds([7, 3])
     ([0, 1], [7, 3])
 
     Raises:
-      ValueError: none, too many, or a seed that is none.
+      ValueError: no seeds, too many, or something that is not a seed.
     """
     which: list[int] = []
     if isinstance(seeds, Integral) and not isinstance(seeds, bool):
@@ -196,7 +196,7 @@ def parse_seeds(words: Sequence[str]) -> int | tuple[int, ...]:
 
 
 def seeds_as_words(seeds: int | tuple[int, ...]) -> tuple[str, ...]:
-    """What `parse_seeds` reads as these seeds."""
+    """The words that `parse_seeds` reads as these seeds."""
     if isinstance(seeds, int):
         return (str(seeds),)
     return tuple(map(str, seeds)) if len(seeds) != 1 else (f"{seeds[0]},",)

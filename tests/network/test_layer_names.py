@@ -7,11 +7,31 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from vgjax.network.layer_names import group, groups, is_weight, stack_name, unstacked, weight_groups
+from vgjax.network.layer_names import (
+    group,
+    groups,
+    is_weight,
+    layer_name,
+    layer_names,
+    layer_number,
+    layers_of_stack,
+    stack_name,
+    unstacked,
+    weight_groups,
+)
 
 
 def names(tree, **kwargs):
     return [name for group in weight_groups(tree, **kwargs) for name in group.names]
+
+
+def test_names_and_numbers():
+    """Every name is read back as the numbers that it was made of."""
+    assert layer_names(3) == ["layer_1", "layer_2", "layer_3"] and layer_names(0) == []
+    for number in (1, 12, 240):
+        assert layer_number(layer_name(number)) == layer_number(f"norm_{number}") == number
+    assert layers_of_stack(stack_name(2, 240)) == range(2, 241)
+    assert layers_of_stack("layer_2") is None and layers_of_stack("blocks/layers_2_to_240") is None
 
 
 def test_own_stack_has_the_names_of_its_layers():

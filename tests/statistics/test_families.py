@@ -7,17 +7,24 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
+import pandas as pd
 import pytest
 import small
+from event_files import read_events, values_of
 from numpy_statistics import numpy_counts
 from reference import ACTIVATIONS
 
+import vgjax
 from vgjax.activations import steepest_slope
+from vgjax.command.printing import print_names
 from vgjax.config import Config, Hypers
 from vgjax.data.batches import Batch
 from vgjax.network import model
+from vgjax.network.layer_names import weight_groups
 from vgjax.network.model import initial_variables, stacks
-from vgjax.statistics.families import FAMILIES, chosen, kept
+from vgjax.statistics.families import FAMILIES, LAYER, Family, Statistic, all_statistics, chosen, kept, statistics_of
+from vgjax.sweeps import maps
 from vgjax.training import history, programs
 from vgjax.training.loop import run
 from vgjax.training.optim import make_optimizer
@@ -143,7 +150,7 @@ def test_every_statistic_against_float64(name, masked):
     config = config_of(activation=name)
     found, params, after = one_record(config, inputs, labels, mask)
     want, (w, moved, activations, delta) = expected(config, params, after, inputs[used], labels[used])
-    assert set(want) == {n for family in FAMILIES.values() for n in family.gives if not n.endswith("histogram")}
+    assert set(want) == {name for name in all_statistics() if not name.endswith("histogram")}
     for statistic, values in want.items():
         tolerance = {"rtol": 3e-4 if statistic.startswith("update") else 3e-5, "atol": 0}
         if statistic == "gradient_mean":  # a difference of large numbers
@@ -258,7 +265,7 @@ def test_what_is_recorded_is_chosen():
     found = run(config, dataset=small.dataset()).history
     assert found["layer"].values.tolist() == ["layer_1", "layer_2"] and found["fan_in"].values.tolist() == [5, 8]
     per_layer = {name for name, v in found.data_vars.items() if "layer" in v.dims}
-    assert per_layer == {*FAMILIES["norms"].gives, *FAMILIES["decay"].gives}
+    assert per_layer == {one.name for one in statistics_of(["norms", "decay"])}
     whole = run(dataclasses.replace(config, record_layers=("*",)), dataset=small.dataset()).history
     np.testing.assert_allclose(found["decay_ratio"], whole["decay_ratio"][..., :2], rtol=1e-6)
     assert np.isnan(whole["decay_ratio"][..., -1]).all() and np.isfinite(found["decay_ratio"]).all()
@@ -269,11 +276,49 @@ def test_nothing_recorded_but_losses():
     assert not [name for name, v in found.data_vars.items() if "layer" in v.dims] and "loss" in found
 
 
-def test_every_variable_is_labelled():
-    """Each family's variables have their dimensions and long name, and no two families give the same."""
-    given = [name for family in FAMILIES.values() for name in family.gives]
-    assert len(given) == len(set(given)) and set(given) <= set(history.VARIABLES)
-    assert chosen(["all"]) == list(FAMILIES)
+def test_each_family_computes_what_its_row_declares():
+    """Names and dimensions; and no two families declare the same name."""
+    declared = statistics_of(FAMILIES)
+    assert len({one.name for one in declared}) == len(declared) and chosen(["all"]) == list(FAMILIES)
+    assert not {one.name for one in declared} & set(history.RUN_VARIABLES)
+    for name, family in FAMILIES.items():
+        found, _, _ = one_record(config_of(record=(name,)), *batch())
+        want = {one.name: len(one.dims) for one in family.statistics}
+        assert {n: values.ndim for n, values in found.items() if n not in ("loss", "accuracy")} == want, name
+
+
+def _quantiles(config, view, stacked):
+    groups = weight_groups(view.gradients, stacked)
+    return {"gradient_median": jnp.stack([jnp.median(jnp.abs(group.values)) for group in groups])}
+
+
+QUANTILES = Family(
+    _quantiles,
+    "median of the weight gradient",
+    "a test",
+    (Statistic("gradient_median", LAYER, "median |g| of the weight gradient", "loss per weight unit"),),
+    from_outside=True,
+)
+
+
+def test_a_new_family_is_one_function_and_one_row(monkeypatch, tmp_path, capsys):
+    """Its statistic is in the history, the tables, TensorBoard, the list, the maps and a watched optimizer."""
+    monkeypatch.setitem(FAMILIES, "quantiles", QUANTILES)
+    config = dataclasses.replace(small.CONFIG, record=("quantiles",))
+    found = run(config, dataset=small.dataset(), folder=tmp_path / "run").history["gradient_median"]
+    assert found.dims == ("lane", "record", "layer") and (found > 0).all()
+    assert found.attrs == {"long_name": "median |g| of the weight gradient [loss per weight unit]"}
+    table = pd.read_csv(tmp_path / "run" / "statistics.csv")
+    np.testing.assert_allclose(table["gradient_median"], found.values.ravel(), rtol=1e-6)
+    layer_1 = read_events(tmp_path / "run")["lane_000_seed_0/layer_1"]
+    written = [value for _, value in values_of(layer_1, "gradient/median")]
+    np.testing.assert_array_equal(np.array(written), found.values[0, :, 0])
+    print_names(["families"])
+    assert "median of the weight gradient" in capsys.readouterr().out
+    assert maps.parse_plot("seed,gradient_median", ["seed"]).value == "gradient_median"
+    params = {"dense": jnp.ones((2, 2))}
+    state = vgjax.watch(optax.sgd(1.0), record="quantiles").init(params)
+    assert list(vgjax.scalars(state)) == ["gradient/median/dense"]
 
 
 @pytest.mark.parametrize(

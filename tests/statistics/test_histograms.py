@@ -114,6 +114,13 @@ def test_histogram_of_many_small_floats_is_exact(kind):
         np.testing.assert_array_equal(row, numpy_counts(layer.ravel()))
 
 
+def test_magnitudes_put_both_signs_together():
+    """Special values are left out, and 2^e ≤ |x| < 2^(e+1) in the octave of e."""
+    x = np.array([1.0, -1.5, 3.0, 2.0**-126, -(2.0**127), 0, 1e-40, np.inf, -np.inf, np.nan], np.float32)
+    counts, exponents = histograms.magnitude_counts(numpy_counts(x))
+    assert {int(e): int(n) for e, n in zip(exponents, counts, strict=True) if n} == {-126: 1, 0: 2, 1: 1, 127: 1}
+
+
 def test_edges_hold_their_numbers(any_floats):
     """Every finite number lies between the edges of the bin in which the histogram counts it."""
     _, x = any_floats

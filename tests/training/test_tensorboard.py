@@ -16,6 +16,7 @@ from engine import SETTINGS
 from event_files import read_events, values_of
 
 from vgjax import Hypers, load, run
+from vgjax.statistics.families import all_statistics
 from vgjax.statistics.histograms import N_BINS, NAN_BIN, ZERO_BIN, bin_edges, tensorboard_histogram
 from vgjax.training import history, tensorboard
 from vgjax.training.tensorboard import FIRST_PAGE, Records
@@ -170,8 +171,8 @@ def test_more_files_than_the_system_allows(tmp_path):
 def test_the_first_page_is_first():
     """Ten charts of things there are, in two groups that sort before any other."""
     names = [name for group in FIRST_PAGE.values() for name in group]
-    assert len(names) <= 10 and set(names) <= set(history.VARIABLES)
-    others = {name.partition("_")[0] for name, (dims, _) in history.VARIABLES.items() if dims} | {"epoch", "step"}
+    assert len(names) <= 10 and set(names) <= {*history.RUN_VARIABLES, *all_statistics()}
+    others = {name.partition("_")[0] for name in all_statistics()} | {"epoch", "step"}
     assert sorted({*FIRST_PAGE, *others})[:2] == list(FIRST_PAGE)
 
 
@@ -234,7 +235,7 @@ np.testing.assert_array_equal(table.astype("f4"), history["validation_loss"].ast
 print(history.sizes["lane"], history["gradient_histogram"].attrs["long_name"])
 """
     read = subprocess.run([sys.executable, "-c", program, folder], capture_output=True, text=True)
-    assert read.stdout == f"8 {history.VARIABLES['gradient_histogram'][1]}\n", read.stderr
+    assert read.stdout == f"8 {all_statistics()['gradient_histogram'].long_name}\n", read.stderr
 
 
 def test_threads_read_and_write_at_once(folder, tmp_path):

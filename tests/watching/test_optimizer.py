@@ -17,7 +17,7 @@ from flax import nnx
 import vgjax
 from vgjax.network.layer_names import weight_groups
 from vgjax.statistics import histograms, weights
-from vgjax.statistics.families import FAMILIES
+from vgjax.statistics.families import statistics_of
 from vgjax.watching import optimizer
 
 
@@ -48,8 +48,7 @@ def after(tx, steps, params=PARAMETERS, give=gradients):
 
 def test_tables_agree():
     """A watched family gives what the same family gives in a run; all of them come with a clip, fewer without."""
-    assert set(optimizer.FROM_OUTSIDE) <= FAMILIES.keys()
-    names = [name for family in optimizer.FROM_OUTSIDE for name in FAMILIES[family].gives]
+    names = [one.name for one in statistics_of(optimizer.watchable_families())]
     clip = optax.clip_by_global_norm(1.0)
     every = vgjax.watched(after(vgjax.watch(optax.adam(1e-3), clip, record="all"), 1))
     assert {*every.statistics} == {*names} and len(every.layers) == 3

@@ -20,6 +20,7 @@ from vgjax.data import batches
 from vgjax.data.catalogue import Dataset
 from vgjax.initializers import INITIALIZERS, Initializer, initializer, is_data_dependent
 from vgjax.names import text_of
+from vgjax.network.layer_names import layer_names
 from vgjax.network.model import MLP, Variables, unit_variance
 from vgjax.theory.criticality import critical_point
 from vgjax.theory.mean_field import chi1, fixed_point
@@ -143,7 +144,7 @@ class Contest:
     def _drawn(self, named: str | Initializer) -> Variables:
         """First variables for every seed: a key for each layer's weights, biases 0."""
         init, widths = initializer(named), (self.data.train_inputs.shape[1], *TRAINED.hidden, self.data.classes)
-        names = [f"layer_{i}" for i in range(1, len(widths))]
+        names = layer_names(len(widths) - 1)
         layers = dict(zip(names, itertools.pairwise(widths), strict=True))
         params = {}
         for shape in dict.fromkeys(layers.values()):

@@ -1,4 +1,4 @@
-"""A data set on the device: bytes scaled as they are read, shuffled there, cut into batches by the step alone."""
+"""A data set on the device: it is shuffled there, and each step reads and scales its own batch."""
 
 from __future__ import annotations
 
@@ -85,7 +85,7 @@ def check_sizes(dataset: Dataset, config: Config) -> None:
     """Refuse a holdout or a batch that is larger than the data.
 
     Raises:
-      ValueError: it is.
+      ValueError: one of them is.
     """
     n = len(dataset.train_labels) - config.holdout
     if n < 1:
@@ -104,7 +104,7 @@ def _scaling(inputs: np.ndarray, config: Config) -> tuple[np.ndarray, np.ndarray
     how = config.scaling if config.scaling != "auto" else ("1/255" if is_bytes else "none")
     if how == "standardised":
         mean, std = inputs.mean(0, dtype=np.float64), inputs.std(0, dtype=np.float64)
-        varies = std >= np.finfo(np.float32).tiny  # devices make zeros of what is smaller
+        varies = std >= np.finfo(np.float32).tiny  # devices take smaller numbers for zeros
         return mean.astype(np.float32), (1 / np.where(varies, std, 1)).astype(np.float32)
     if how != "none" and not is_bytes:
         raise ValueError(f"scaling {how!r} is for bytes, and {config.dataset} has numbers; allowed: none, standardised")
@@ -125,7 +125,7 @@ def steps_per_epoch(config: Config, n: int) -> int:
 def epoch_order(config: Config, n: int, key: jax.Array, epoch: jax.Array) -> jax.Array:
     """The order of the n examples in one epoch, int32 [steps · batch_size].
 
-    Where the last batch is kept and incomplete, it is filled up with the first examples, which `batch_at` masks.
+    An incomplete last batch that is kept is filled up with the first examples of the order; `batch_at` masks them.
     """
     if config.shuffle == "never":
         order = jnp.arange(n)
@@ -144,15 +144,16 @@ def batch_at(
     device: jax.Array,
     n_devices: int,
 ) -> Batch:
-    """The examples of one step: of the batch the replica's part, of that the device's.
+    """The examples of one step that belong to one replica and one device.
 
     Args:
       config: batch_size, replicas, last_batch.
       data: training examples.
       order: this epoch's order [steps · batch_size].
       step_of_epoch: 0, 1, …
-      replica: whose part of the batch.
-      device, n_devices: which examples of it; dealt out one by one, so that an incomplete batch is even too.
+      replica: index of the replica; each has an equal part of the batch.
+      device, n_devices: example i of that part goes to device i mod n_devices, so that an incomplete
+        batch is shared evenly.
     """
     n = data.labels.shape[0]
     per_replica = config.batch_size // config.replicas
@@ -165,6 +166,6 @@ def batch_at(
 
 
 def batch_sizes(config: Config, n: int) -> tuple[int, ...]:
-    """How many examples a step of one lane can have."""
+    """The numbers of examples that a step of one lane can have."""
     full, rest = config.batch_size // config.replicas, n % config.batch_size
     return (full, rest) if config.last_batch == "keep" and rest else (full,)

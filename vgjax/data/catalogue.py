@@ -43,7 +43,7 @@ PathLike = str | os.PathLike[str]
 
 
 class _Damaged(ValueError):
-    """A file of the cache that is not what was written."""
+    """A damaged file of the cache."""
 
     def __init__(self, path: Path, name: str, why: object) -> None:
         super().__init__(f"{path} is damaged ({why}): make it anew by `vgjax data prepare {name}`")
@@ -164,10 +164,10 @@ def digits() -> Dataset:
 
 
 def _own(make: Callable[..., Dataset]) -> Dataset:
-    """What a user's own function gives."""
+    """The data set that the user's own function returns."""
     try:
         made = make()
-    except (Exception, SystemExit) as error:  # a stranger's function may raise anything
+    except (Exception, SystemExit) as error:  # the user's function may raise anything
         raise ValueError(f"data set {text_of(make)!r} cannot be used: {error or type(error).__name__}") from error
     if not isinstance(made, Dataset):
         raise ValueError(f"data set {text_of(make)!r} gives a {type(made).__name__}; allowed: vgjax.data.Dataset")
@@ -189,12 +189,7 @@ def tfds_set(name: str, data_dir: PathLike | None = None, manual_dir: PathLike |
         facts, arrays = _read(path, name, ARRAYS)
         return Dataset(name, **arrays, classes=facts["classes"], shape=facts["shape"], source=facts["source"])
     root, (set_name, _, variant) = _cache(data_dir).parent, name.partition("/")
-    given = manual_dir or os.environ.get("VGJAX_MANUAL_DIR")
-    manual = Path(os.path.expanduser(given)) if given else None
-    if manual and not manual.is_dir():
-        raise ValueError(f"no folder {str(manual)!r} to take original files from")
-    if manual and (manual / set_name).is_dir():
-        manual /= set_name
+    manual = _manual_folder(manual_dir, set_name)
     with quiet_tfds() as tfds:
         known = tfds.list_builders(with_community_datasets=False)
         if set_name not in known:
@@ -225,6 +220,17 @@ def tfds_set(name: str, data_dir: PathLike | None = None, manual_dir: PathLike |
     return dataset
 
 
+def _manual_folder(manual_dir: PathLike | None, set_name: str) -> Path | None:
+    """The folder with the original files of this data set; None where no folder is given."""
+    given = manual_dir or os.environ.get("VGJAX_MANUAL_DIR")
+    if not given:
+        return None
+    manual = Path(os.path.expanduser(given))
+    if not manual.is_dir():
+        raise ValueError(f"no folder {str(manual)!r} to take original files from")
+    return manual / set_name if (manual / set_name).is_dir() else manual
+
+
 # The cache
 
 
@@ -233,7 +239,7 @@ def _cache(data_dir: PathLike | None) -> Path:
 
 
 def _facts(dataset: Dataset) -> dict[str, Any]:
-    """What `vgjax data list` shows."""
+    """The facts that `vgjax data list` shows."""
     counts = {"train": len(dataset.train_labels), "test": len(dataset.test_labels)}
     return counts | {key: getattr(dataset, key) for key in ("name", "shape", "classes", "source")}
 
@@ -257,7 +263,7 @@ EMBEDDED = ("iris", "iris_petal", "digits")
 
 @dataclass(frozen=True)
 class Row(Entry):
-    """A data set whose size is known without having it at hand."""
+    """A row of `DATASETS`: the numbers of features and classes are known before the data is loaded."""
 
     features: int
     classes: int

@@ -1,4 +1,4 @@
-"""What a data set is: its arrays on the host, checked; and the error that says that one is not at hand."""
+"""A data set's arrays on the host, checked; and the error for a data set that cannot be had."""
 
 from __future__ import annotations
 
@@ -53,15 +53,15 @@ class Dataset:
 
 
 def empty_classes(dataset: Dataset, holdout: int = 0) -> list[int]:
-    """The classes of which there is no training example.
+    """The classes that have no training example.
 
     Args:
       dataset: the data.
-      holdout: so many training examples do not train.
+      holdout: the number of training examples that are used for validation instead.
     """
     counts = np.bincount(dataset.train_labels[holdout:], minlength=dataset.classes)
     return np.flatnonzero(counts == 0).tolist()
 
 
 class DataUnavailable(ValueError):
-    """A data set that exists, with neither its files nor a network at hand."""
+    """The data set exists, but there are no files of it and no network."""

@@ -103,8 +103,8 @@ def decode(tfds: Any, name: str, builder: Any) -> Dataset:
     """The examples of a prepared builder as arrays on the host."""
     import tensorflow as tf
 
-    with contextlib.suppress(RuntimeError):  # already in use
-        tf.config.set_visible_devices([], "GPU")  # it would take all of the memory that JAX needs
+    with contextlib.suppress(RuntimeError):  # TensorFlow uses the GPU already
+        tf.config.set_visible_devices([], "GPU")  # TensorFlow would take all the memory that JAX needs
     splits, (image, label) = builder.info.splits, builder.info.supervised_keys
     if "train" not in splits:
         raise ValueError(f"no split 'train', only {', '.join(splits)}")

@@ -13,6 +13,7 @@ import xarray as xr
 from vgjax.analysis import decay_of_logs
 from vgjax.config import Config, Hypers
 from vgjax.diagnosis.reference import Reference
+from vgjax.network.layer_names import layer_number
 
 Severity = Literal["serious", "warning"]
 
@@ -74,13 +75,15 @@ class Case:
     @cached_property
     def hidden(self) -> list[str]:
         """The recorded hidden layers."""
-        return [name for name in map(str, self.history["layer"].values) if number(name) <= len(self.config.hidden)]
+        return [
+            name for name in map(str, self.history["layer"].values) if layer_number(name) <= len(self.config.hidden)
+        ]
 
     @cached_property
     def chance(self) -> float:
         """Loss of guessing all classes equally; without a record of the last layer, that of the first step [nats]."""
         names = list(map(str, self.history["layer"].values))
-        if number(names[-1]) > len(self.config.hidden):
+        if layer_number(names[-1]) > len(self.config.hidden):
             return float(np.log(self.history["fan_out"].values[-1]))
         return float(self.history["loss"].isel(record=0).median())
 
@@ -102,7 +105,7 @@ class Case:
     @cached_property
     def measured_layers(self) -> list[str]:
         """Layers over which the decay is measured. With batch norm, δ of the first depends on the data's scale."""
-        return [name for name in self.hidden if self.config.norm != "batch" or number(name) > 1]
+        return [name for name in self.hidden if self.config.norm != "batch" or layer_number(name) > 1]
 
     @cached_property
     def change(self) -> xr.DataArray:
@@ -166,14 +169,9 @@ class Case:
         )
 
 
-def number(layer: str) -> int:
-    """5 of layer_5."""
-    return int(layer.rpartition("_")[2])
-
-
 def decades(log10_rms: xr.DataArray) -> xr.DataArray:
     """Decades gained from the last layer back to the first: −`decay_of_logs` times the distance between them."""
-    numbers = np.array([float(number(str(name))) for name in log10_rms["layer"].values])
+    numbers = np.array([float(layer_number(str(name))) for name in log10_rms["layer"].values])
     span = np.ptp(numbers) if numbers.size else 0.0
     return -decay_of_logs(log10_rms.astype(np.float64), numbers) * span
 

@@ -14,6 +14,7 @@ import xarray as xr
 from vgjax.config import Config, Hypers
 from vgjax.data import batches
 from vgjax.data.catalogue import EMBEDDED, Dataset, default_data_dir, load
+from vgjax.network.layer_names import layer_name, layer_names
 from vgjax.theory.criticality import critical_variance
 from vgjax.theory.ensemble import draw_networks
 
@@ -39,7 +40,7 @@ def critical_draws(config: Config, history: xr.Dataset, data: Dataset | None = N
       data: the run's data, or None: the networks get standard-normal inputs.
     """
     fans = {str(name): i for i, name in enumerate(history["layer"].values)}
-    last = f"layer_{len(config.hidden) + 1}"
+    last = layer_name(len(config.hidden) + 1)
     features = int(history["fan_in"].values[fans["layer_1"]]) if "layer_1" in fans else 0
     classes = int(history["fan_out"].values[fans[last]]) if last in fans else 0
     if data is not None:
@@ -72,7 +73,7 @@ def _draws(config: Config, inputs: bytes, features: int, classes: int, sigma_w2:
     hypers, labels = Hypers(sigma_w=math.sqrt(sigma_w2)), np.arange(len(x)) % classes
     xs, ys = (np.broadcast_to(one, (N_DRAWS, *one.shape)) for one in (x, labels))
     drawn = draw_networks(config, hypers, xs, ys, classes, len(x))
-    names = [f"layer_{i}" for i in range(1, len(config.hidden) + 2)]
+    names = layer_names(len(config.hidden) + 1)
     columns = {name: (("draw", "layer"), values) for name, values in drawn._asdict().items()}
     draws = xr.Dataset(columns, {"layer": names})
     with np.errstate(divide="ignore"):

@@ -13,9 +13,10 @@ import xarray as xr
 from vgjax.config import Config, Hypers
 from vgjax.data.dataset import Dataset
 from vgjax.diagnosis import signal_rules, step_rules
-from vgjax.diagnosis.case import Case, Finding, number
+from vgjax.diagnosis.case import Case, Finding
 from vgjax.diagnosis.reference import critical_draws, data_without_network
 from vgjax.files import whole
+from vgjax.network.layer_names import layer_number
 from vgjax.report import as_json
 from vgjax.settings import run_of
 
@@ -112,7 +113,7 @@ def write_diagnosis(diagnosis: Diagnosis, folder: Path) -> Path:
 
 def _unchecked(history: xr.Dataset, config: Config) -> Iterator[tuple[str, str]]:
     """Rules that cannot be checked, and why."""
-    hidden = [name for name in map(str, history["layer"].values) if number(name) <= len(config.hidden)]
+    hidden = [name for name in map(str, history["layer"].values) if layer_number(name) <= len(config.hidden)]
     for name, rule in RULES.items():
         missing = [need for need in rule.needs if not any(one in history for one in need.split("|"))]
         if not hidden:

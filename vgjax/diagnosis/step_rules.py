@@ -12,7 +12,8 @@ import numpy as np
 import xarray as xr
 
 from vgjax.diagnosis.advice import initializer_advice, rounded
-from vgjax.diagnosis.case import Case, Explanation, Finding, most, number, update_ratio
+from vgjax.diagnosis.case import Case, Explanation, Finding, most, update_ratio
+from vgjax.network.layer_names import layer_number
 
 FAST = 0.12  # ‖ΔW‖/‖W‖ of one step, in half of the layers; healthy: up to 0.04; faulty: from 0.37
 SHORT = 0.01  # Σ‖ΔW‖/‖W‖ over the run, in every layer; healthy: from 0.14; faulty: up to 0.0003
@@ -61,7 +62,7 @@ def constant(case: Case) -> Finding | None:
     for i, name in enumerate(names[:-1]):
         width = int(fans[i])
         # in a histogram of n equal columns (or rows) every count is a multiple of n
-        is_below = number(names[i + 1]) == number(name) + 1
+        is_below = layer_number(names[i + 1]) == layer_number(name) + 1
         if width < 2 or not is_below or (counts[:, i : i + 2] % width).any():
             continue
         if gradients is None or _near_multiples(gradients[:, i], width):

@@ -1,6 +1,6 @@
 """The MLP family as Flax modules: plain, normalised, residual; and its initial parameters.
 
-The model returns its logits and what its layers saw; what nobody uses of that, jit prunes.
+The model returns its logits and what its layers saw; `jit` removes the parts that nothing uses.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from vgjax.activations import activation
 from vgjax.config import Config, Hypers
 from vgjax.initializers import initializer, is_data_dependent, weight_variance
 from vgjax.network.dense import Dense
-from vgjax.network.layer_names import group, stack_name, unstacked
+from vgjax.network.layer_names import group, layer_name, layer_names, layer_number, stack_name, unstacked
 
 Variables = dict[str, Any]
 
@@ -32,7 +32,7 @@ class Seen(NamedTuple):
     inputs: Any  # what the weights multiply
     pre_activations: Any  # z = Wh + b, before any norm
     phi_inputs: Any  # what the activation is applied to; the last layer has none
-    activations: Any  # what the layer hands on; of the last layer, the logits
+    activations: Any  # the layer's outputs; of the last layer, the logits
 
 
 class MLP(nn.Module):
@@ -59,8 +59,7 @@ class MLP(nn.Module):
           x: inputs, scaled [B, features].
           train: batch norm by the batch's statistics (True) or the running averages.
           mask: which examples count in batch norm's statistics [B], or None for all.
-          depth: how many hidden layers there are, where that is traced (see `is_elastic`); the others are passed by,
-            at no cost. None: all.
+          depth: the number of hidden layers, if traced (see `is_elastic`); the others are skipped. None: all.
 
         Returns:
           logits [B, classes], and what each layer saw.
@@ -71,16 +70,16 @@ class MLP(nn.Module):
             x = _normalise(self, "norm_0", x, train, mask)
         for first, last in _blocks(config):
             if first == last:
-                name = f"layer_{first}"
+                name = layer_name(first)
                 x, one = _hidden_layer(self, f"_{first}", config.hidden[first - 1], x, train, mask)
             else:
                 name = stack_name(first, last)
-                there = None if depth is None else jnp.arange(first, last + 1) <= depth
-                x, one = self._scan(name, last - first + 1, train)(x, mask, there)
+                exists = None if depth is None else jnp.arange(first, last + 1) <= depth
+                x, one = self._scan(name, last - first + 1, train)(x, mask, exists)
             for kind, value in zip(seen, one, strict=True):
                 kind[name] = value
-        name = f"layer_{len(config.hidden) + 1}"
-        logits = _dense(self, name, self.classes, _named(config)[name], x)
+        name = layer_name(len(config.hidden) + 1)
+        logits = _dense(self, name, self.classes, _initializers(config)[name], x)
         seen.inputs[name], seen.pre_activations[name], seen.activations[name] = x, logits, logits
         return logits, seen
 
@@ -103,14 +102,14 @@ class _Block(nn.Module):
     train: bool
 
     @nn.compact
-    def __call__(self, x: jax.Array, mask: jax.Array | None, there: jax.Array | None) -> tuple[jax.Array, Seen]:
+    def __call__(self, x: jax.Array, mask: jax.Array | None, exists: jax.Array | None) -> tuple[jax.Array, Seen]:
         def layer(self: _Block, x: jax.Array) -> tuple[jax.Array, Seen]:
             return _hidden_layer(self, "", x.shape[-1], x, self.train, mask)
 
-        def none(self: _Block, x: jax.Array) -> tuple[jax.Array, Seen]:
+        def skip(self: _Block, x: jax.Array) -> tuple[jax.Array, Seen]:
             return x, Seen(*[jnp.zeros_like(x)] * len(Seen._fields))
 
-        return layer(self, x) if there is None else nn.cond(there, layer, none, self, x)
+        return layer(self, x) if exists is None else nn.cond(exists, layer, skip, self, x)
 
 
 def _hidden_layer(
@@ -162,10 +161,10 @@ def _blocks(config: Config) -> list[tuple[int, int]]:
 
 
 def stacks(config: Config) -> list[tuple[int, int]]:
-    """The runs of hidden layers that are scanned as one stack, (first, last) each: all as wide as the layer below.
+    """The stacks of hidden layers, (first, last) each: consecutive layers as wide as the layer below them.
 
-    Compiling then takes as long for 240 layers as for one. What looks at single parameters or layers keeps layers
-    apart: clipping by layer or unit, initializers that look at data, and optimizers of the user's own.
+    Compiling a scanned stack takes as long for 240 layers as for one. There are no stacks where something reads single
+    layers or parameters: clipping by layer or unit, initializers that read data, and the user's own optimizers.
     """
     by_layer = config.clip in ("layer_norm", "agc") or callable(config.optimizer) or ":" in config.optimizer
     if by_layer or is_data_dependent(config.initializer):
@@ -176,32 +175,32 @@ def stacks(config: Config) -> list[tuple[int, int]]:
 
 
 def of_depth(config: Config, modules: Variables) -> Variables:
-    """A network's own parameters (or batch statistics) from those of a deeper elastic one that it was part of.
+    """The parameters (or batch statistics) of a network, taken from the deeper elastic network that contained it.
 
     Args:
       config: the network.
-      modules: of the deeper one, by name.
+      modules: of the deeper network, by name.
     """
     single = unstacked(modules)
-    last = max((name for name in single if name.startswith("layer_")), key=lambda name: int(name[6:]), default="")
-    own = {f"layer_{len(config.hidden) + 1}": single[last]} if last else {}
+    last = max((name for name in single if name.startswith("layer_")), key=layer_number, default="")
+    own = {layer_name(len(config.hidden) + 1): single[last]} if last else {}
     for first, end in _blocks(config):
         layers = range(first, end + 1)
-        there = {
+        modules_of = {
             kind: [f"{kind}_{i}" for i in layers] for kind in ("layer", "norm", "alpha") if f"{kind}_{end}" in single
         }
         if first == end:
-            own |= {name: single[name] for (name,) in there.values()}
+            own |= {name: single[name] for (name,) in modules_of.values()}
         else:
             own[stack_name(first, end)] = {
                 kind: jax.tree.map(lambda *x: jnp.stack(x), *(single[name] for name in names))
-                for kind, names in there.items()
+                for kind, names in modules_of.items()
             }
     return own
 
 
 def is_elastic(config: Config) -> bool:
-    """Whether one program can serve networks of all depths up to this one's: all but the first layer are one stack."""
+    """Whether one program can train networks of any depth up to this one: all layers after the first are one stack."""
     return stacks(config) == [(2, len(config.hidden))]
 
 
@@ -223,7 +222,7 @@ def initial_variables(
       hypers: σ_w and σ_b (may be traced).
       key: of the whole network.
       inputs: a first batch, scaled [B, features]; data-dependent initializers look at it.
-      depth: as the model takes it; the last layer is then drawn as that of a network of that depth.
+      depth: as in the model; the last layer is drawn with the key of the last layer of a network of that depth.
 
     Returns:
       {"params": …, "batch_stats": … where there is batch norm}.
@@ -245,33 +244,34 @@ def _initial_leaf(
         return jnp.full(shape.shape, leaf in ("scale", "var"), shape.dtype)
     layer = group("/".join(module), shape)
     paths = _path_numbers(layer.names, leaf)
-    if depth is not None and layer.names == (f"layer_{len(config.hidden) + 1}",):
-        paths = _path_numbers([f"layer_{i}" for i in range(2, len(config.hidden) + 2)], leaf)[depth - 1][None]
+    if depth is not None and layer.names == (layer_name(len(config.hidden) + 1),):
+        paths = _path_numbers(layer_names(len(config.hidden) + 1)[1:], leaf)[depth - 1][None]
     keys = jax.vmap(partial(jax.random.fold_in, key))(paths)
 
     def draw(key: jax.Array) -> jax.Array:
         one = (key, shape.shape[layer.is_stack :], shape.dtype)
         if leaf == "bias":
             return hypers.sigma_b * jax.random.normal(*one)
-        return initializer(_named(config)[layer.names[0]])(*one)
+        return initializer(_initializers(config)[layer.names[0]])(*one)
 
     return jax.lax.map(draw, keys) if layer.is_stack else draw(keys[0])
 
 
 def _path_numbers(layers: Sequence[str], leaf: str) -> jax.Array:
+    """A number for each path `layer/leaf`, to derive its key from; CRC-32, which is the same in every process."""
     return jnp.array([zlib.crc32(f"{name}/{leaf}".encode()) for name in layers], jnp.uint32)
 
 
-def _named(config: Config) -> dict[str, Any]:
-    """The initializer of every layer, as the config names it."""
-    hidden = {f"layer_{i}": config.initializer for i in range(1, len(config.hidden) + 1)}
-    return {**hidden, f"layer_{len(config.hidden) + 1}": config.output_initializer or config.initializer}
+def _initializers(config: Config) -> dict[str, Any]:
+    """{layer: its initializer, as the config names it}."""
+    *hidden, last = layer_names(len(config.hidden) + 1)
+    return {**dict.fromkeys(hidden, config.initializer), last: config.output_initializer or config.initializer}
 
 
 def unit_variance(model: MLP, variables: Variables, inputs: jax.Array) -> Variables:
     """LSUV, where asked for: layer by layer, divide the weights by the standard deviation of their pre-activations."""
     params = variables["params"]
-    for name in (name for name, named in _named(model.config).items() if is_data_dependent(named)):
+    for name in (name for name, named in _initializers(model.config).items() if is_data_dependent(named)):
         (_, seen), _ = model.apply({**variables, "params": params}, inputs, train=True, mutable=["batch_stats"])
         std = jnp.std(seen.pre_activations[name])
         divisor = jnp.where(std > 0, std, jnp.ones_like(std))
@@ -317,7 +317,7 @@ def describe(config: Config, features: int, classes: int) -> list[ModuleRow]:
         count = sum(leaf.size for leaf in both)
         if name.startswith("layer_"):
             fan_in, fan_out = leaves["kernel"].shape
-            variance = weight_variance(_named(config)[name], fan_in, fan_out)
+            variance = weight_variance(_initializers(config)[name], fan_in, fan_out)
             rows.append(ModuleRow(name, "dense", fan_out, count, fan_in * variance))
         else:
             kind = "alpha" if name.startswith("alpha_") else f"{config.norm} norm"
@@ -326,7 +326,7 @@ def describe(config: Config, features: int, classes: int) -> list[ModuleRow]:
 
 
 def _place(config: Config, name: str) -> tuple[int, int]:
-    """Where a module stands in the network: its layer, and its turn within it."""
-    kind, index = name.split("_")
+    """The place of a module in the network: the number of its layer, and its place in the layer."""
+    kind = name.partition("_")[0]
     first = ["norm", "layer"] if config.norm_at in ("layer_inputs", "network_input") else ["layer", "norm"]
-    return int(index), [*first, "alpha"].index(kind)
+    return layer_number(name), [*first, "alpha"].index(kind)

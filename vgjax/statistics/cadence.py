@@ -29,7 +29,7 @@ def every(k: int = 1) -> Cadence:
 
 
 def log(per_decade: int = 10) -> Cadence:
-    """Step 0, the steps round(10^(i / per_decade)), and the last: the first ones matter most.
+    """Step 0, the steps round(10^(i / per_decade)), and the last: most records are at early steps.
 
     Raises:
       ValueError: per_decade is not a whole number from 1 to 1000.
@@ -48,10 +48,10 @@ def log(per_decade: int = 10) -> Cadence:
 
 
 def at(*steps: int) -> Cadence:
-    """These steps, those beyond the run's end left out.
+    """These steps; steps after the end of the run are left out.
 
     Raises:
-      ValueError: none, or something else than whole numbers from 0.
+      ValueError: no step is given, or one is not a whole number from 0.
     """
     if not steps or not all(isinstance(step, int) and not isinstance(step, bool) and step >= 0 for step in steps):
         raise ValueError(f"at{steps!r} is not allowed; allowed: whole numbers from 0")
@@ -61,7 +61,7 @@ def at(*steps: int) -> Cadence:
 CADENCES: dict[str, Entry] = {
     "epoch": Entry(epoch, "the first step of every epoch, and the last", "—"),
     "every": Entry(every, "step 0, every k-th and the last: every(10); k 1", "—"),
-    "log": Entry(log, "step 0, so many in every power of ten, and the last: log(10)", "—"),
+    "log": Entry(log, "step 0, so many steps in every power of ten, and the last: log(10)", "—"),
     "at": Entry(at, "the steps that are listed: at(0, 1, 10, 100)", "—"),
 }
 
@@ -77,8 +77,7 @@ def steps_of(named: str | Cadence, per_epoch: int, total: int) -> list[int]:
       per_epoch, total: steps of an epoch and of the run.
 
     Raises:
-      ValueError: no such cadence, arguments that it does not take, or a function that gives anything but ascending
-        whole numbers.
+      ValueError: unknown cadence, wrong arguments, or a function that does not return ascending whole numbers.
     """
     steps = resolve("cadence", CADENCES, named)(per_epoch, total)
     if not isinstance(steps, list) or {*map(type, steps)} - {int}:

@@ -1,6 +1,7 @@
-"""Signed log₂ histograms: a bin for every octave and sign, by the bits of the numbers; counts are exact.
+"""Signed log₂ histograms: one bin per octave and sign, read from the bits of the numbers; counts are exact.
 
-Zero, subnormal numbers, infinities and NaN have bins of their own, and counts of two histograms add up to that of all.
+Zero, subnormal numbers, infinities and NaN have bins of their own. The counts of two sets of numbers add up to the
+counts of their union.
 """
 
 from __future__ import annotations
@@ -19,11 +20,11 @@ ZERO_BIN = 256
 NAN_BIN = 513
 N_BINS = 514
 
-# On a CPU, see `_by_pairs`:
-FEWEST_IN_PAIRS = 100_000  # numbers; fewer are counted as fast one by one
-KEYS = 64  # of a sign: 0 is zero, 1 … 62 an octave each, 63 all else
-BELOW = 48  # octaves of the table from the top of a sample downwards; the others are above it
-SAMPLE = 1024  # numbers
+# For `_by_pairs`, on a CPU:
+FEWEST_IN_PAIRS = 100_000  # smaller arrays are counted as fast one by one
+KEYS = 64  # keys per sign: 0 means zero, 1 … 62 mean one octave each, 63 means any other number
+BELOW = 48  # how many octaves of the table lie below the largest number of the sample; the others lie above it
+SAMPLE = 1024  # numbers in the sample
 
 
 @partial(jax.jit, inline=True)  # outside a program `cond` would be compiled at every call
@@ -61,7 +62,9 @@ def log2_histogram(x: jax.Array, mask: jax.Array | None = None) -> jax.Array:
 
 
 def log2_bin(x: jax.Array) -> jax.Array:
-    """The bin of each number, by sign and binary exponent (a bit cast, no search), int32 of x's shape.
+    """The bin of each number, from its sign and binary exponent, int32 of x's shape.
+
+    A bit cast gives both: no bin edges are searched, and subnormal numbers are not flushed to zero.
 
     Bins from −∞ up to +∞, then NaN: 256 ± (1 + e) for the biased exponent e = 0 (subnormal), 1 … 254 (normal numbers,
     2^(e−127) ≤ |x| < 2^(e−126)), 255 (infinity); 256 exact zero; 513 NaN.
@@ -91,8 +94,23 @@ def bin_edges() -> tuple[np.ndarray, np.ndarray]:
     )
 
 
+def magnitude_counts(counts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Counts by magnitude, both signs together; zeros, subnormal numbers, infinities and NaN are left out.
+
+    Args:
+      counts: of signed log₂ histograms, [..., N_BINS].
+
+    Returns:
+      Counts [..., 254], and the exponent e of each of these octaves, 2^e ≤ |x| < 2^(e + 1) [254].
+    """
+    biased = np.arange(1, 255)
+    return counts[..., ZERO_BIN - 1 - biased] + counts[..., ZERO_BIN + 1 + biased], biased - 127
+
+
 def bits(x: jax.Array) -> jax.Array:
-    """The bits of the float32 of the same value, uint32; without arithmetic where that would flush subnormals.
+    """The bits of the float32 number of the same value, uint32.
+
+    A bit cast, because CPUs turn subnormal float32 numbers into zeros in arithmetic and comparisons.
 
     Raises:
       ValueError: x is not float32, bfloat16 or float16.
@@ -100,7 +118,7 @@ def bits(x: jax.Array) -> jax.Array:
     if x.dtype == jnp.bfloat16:
         return jax.lax.bitcast_convert_type(x, jnp.uint16).astype(jnp.uint32) << 16
     if x.dtype == jnp.float16:
-        x = x.astype(jnp.float32)  # its subnormals are normal there
+        x = x.astype(jnp.float32)  # subnormal float16 numbers are normal float32 numbers
     if x.dtype != jnp.float32:
         raise ValueError(f"bits of {x.dtype} are not allowed; allowed: float32, bfloat16, float16")
     return jax.lax.bitcast_convert_type(x, jnp.uint32)
@@ -115,7 +133,7 @@ def _one_by_one(x: jax.Array, mask: jax.Array | None = None) -> jax.Array:
 
 
 def _together(groups: Sequence[Group], mask: jax.Array | None) -> list[jax.Array]:
-    """The histograms of each group, [layers, N_BINS], counted one by one into one table."""
+    """The histogram of each group [layers, N_BINS]; numbers are counted one by one, in one table for all."""
     borders = np.cumsum([0, *(len(group.names) for group in groups)])
     table = jnp.zeros(N_BINS * borders[-1], jnp.int32)
     for group, first in zip(groups, borders, strict=False):
@@ -124,17 +142,18 @@ def _together(groups: Sequence[Group], mask: jax.Array | None) -> list[jax.Array
         places = log2_bin(layers) + N_BINS * rows
         if mask is not None:
             is_counted = mask.reshape(1, -1, *[1] * (layers.ndim - 2))
-            places = jnp.where(is_counted, places, table.size)  # beyond the table: dropped
+            places = jnp.where(is_counted, places, table.size)  # an index beyond the table, which mode `drop` ignores
         mode = "promise_in_bounds" if mask is None else "drop"
         table = table.at[places.ravel()].add(1, mode=mode)
     return jnp.split(table.reshape(-1, N_BINS), borders[1:-1])
 
 
 def _by_pairs(x: jax.Array) -> jax.Array:
-    """As `_one_by_one`, by counting pairs of numbers in a square table of keys.
+    """The same counts as `_one_by_one`, from a square table of pairs of keys.
 
-    A CPU counts index after index, and pairs are half as many. The table's octaves lie about the largest number of a
-    sample; where a number lies outside them, all are counted again, one by one.
+    XLA's CPU scatter adds index after index, and pairs are half as many indices as numbers. The table has 62 octaves
+    around the largest number of a sample; if a number lies outside them, all are counted again, one by one. This can go
+    once XLA's CPU scatter is parallel.
     """
     x = x.ravel()
     half = x.size // 2
@@ -143,13 +162,13 @@ def _by_pairs(x: jax.Array) -> jax.Array:
     keys = _keys(x, lowest)
     pairs = 2 * KEYS * keys[:half] + keys[half : 2 * half]
     table = jnp.zeros((2 * KEYS) ** 2, jnp.int32).at[pairs].add(1, mode="promise_in_bounds").reshape(2 * KEYS, -1)
-    counts = table.sum(0, dtype=jnp.int32) + table.sum(1, dtype=jnp.int32)  # of itself wider, with JAX_ENABLE_X64
+    counts = table.sum(0, dtype=jnp.int32) + table.sum(1, dtype=jnp.int32)  # else int64 with JAX_ENABLE_X64
     if x.size % 2:
         counts = counts.at[keys[-1]].add(1)
     is_inside = counts[KEYS - 1] + counts[-1] == 0
 
     def unfold() -> jax.Array:
-        """Of each bin: ± its octave is its key, where the table has it; both zeros are one bin."""
+        """The counts of the keys, moved to their bins; +0 and −0 share a bin."""
         octave = jnp.arange(N_BINS, dtype=jnp.int32) - ZERO_BIN
         key = jnp.abs(octave) - 1 - lowest
         found = counts[jnp.clip(key, 0, KEYS - 1) + jnp.where(octave < 0, KEYS, 0)]
@@ -160,7 +179,7 @@ def _by_pairs(x: jax.Array) -> jax.Array:
 
 
 def _keys(x: jax.Array, lowest: jax.Array) -> jax.Array:
-    """Each number's place in the table: its exponent (biased) less `lowest`; those of negative ones from KEYS on."""
+    """The key of each number: its biased exponent minus `lowest`, plus KEYS for a negative number."""
     magnitude = bits(x) & 0x7FFFFFFF
     octave = (magnitude >> 23).astype(jnp.int32) - lowest
     key = jnp.where((octave > 0) & (octave < KEYS - 1), octave, KEYS - 1)
@@ -168,9 +187,9 @@ def _keys(x: jax.Array, lowest: jax.Array) -> jax.Array:
 
 
 def tensorboard_histogram(counts: np.ndarray, left: np.ndarray, right: np.ndarray) -> np.ndarray:
-    """A signed log₂ histogram as TensorBoard stores one: float64 [k, 3] of (left, right, count).
+    """A signed log₂ histogram in TensorBoard's format: float64 [k, 3] of (left, right, count).
 
-    Empty bins at either end are left out, infinities go to the outermost finite edges, NaN has no place.
+    Empty bins at both ends are left out. Infinite edges become the largest finite float32. NaN is not counted.
     """
     limit = float(np.finfo(np.float32).max)
     filled = np.flatnonzero(counts[:-1])
@@ -182,7 +201,7 @@ def tensorboard_histogram(counts: np.ndarray, left: np.ndarray, right: np.ndarra
 
 
 def histogram_metadata() -> Any:
-    """What tells TensorBoard that a summary is a histogram, binned already."""
+    """The metadata that tells TensorBoard that a summary is a histogram whose bins are counted already."""
     from tensorboard.plugins.histogram import metadata
 
     return metadata.create_summary_metadata(display_name=None, description="signed log₂ bins")

@@ -1,7 +1,7 @@
-"""Statistics of the units: what a batch does to them on its way forward, and δ on its way back; layer by layer.
+"""Statistics of activations, slopes and δ over a batch, layer by layer.
 
-The units of all layers lie side by side in one matrix. A layer's own kernels are many and small: a record of a network
-of seven layers takes a fifth fewer this way, and where a record is rare it is their number that costs.
+The units of all layers lie side by side in one matrix, so that one kernel serves all layers. A record of a network of
+seven layers then takes a fifth fewer kernels when measured; the number of small kernels is what a record costs.
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ from vgjax.statistics.weights import Statistics, lengths, power_below, prefixed,
 def activation_statistics(
     activations: Sequence[Group], slopes: Sequence[Group], steepest: Sequence[float], mask: jax.Array | None = None
 ) -> Statistics:
-    """What the units of each layer do with a batch.
+    """Mean and standard deviation of each layer's activations over a batch, and shares of dead and saturated units.
 
     Args:
-      activations: what each layer hands on, [B, units] each.
+      activations: the outputs of each layer, [B, units] each.
       slopes: φ′ at each unit and example, [B, units] each; for examples that do not count, zeros.
       steepest: sup |φ′| of each group's activation.
       mask: which examples count [B], or None for all.
@@ -74,10 +74,11 @@ def noise_statistics(
     mask: jax.Array | None = None,
     stacked: str = "",
 ) -> Statistics:
-    """Signal-to-noise ratio of each layer's weight gradient over the batch, ‖g‖² / (tr Σ / B), without any example's gradient.
+    """Signal-to-noise ratio of each layer's weight gradient over the batch, ‖g‖² / (tr Σ / B).
 
-    The share of example b is the outer product x_b δ_bᵀ, of norm ‖x_b‖‖δ_b‖; so the estimated variance of their sum g is
-    (B Σ_b ‖x_b‖²‖δ_b‖² − ‖g‖²) / (B − 1). Behind a batch norm these shares are not the examples' own gradients.
+    No gradient of a single example is computed. Example b contributes the outer product x_b δ_bᵀ, of norm ‖x_b‖‖δ_b‖;
+    so the estimated variance of the sum g is (B Σ_b ‖x_b‖²‖δ_b‖² − ‖g‖²) / (B − 1). With batch norm, these
+    contributions are not the gradients of the single examples.
 
     Source: Goodfellow 2015, 1510.01799; McCandlish et al. 2018, 1812.06162, appendix A.
 
@@ -89,17 +90,17 @@ def noise_statistics(
       stacked: paths of stacked layers.
 
     Returns:
-      {"gradient_signal_to_noise": [layers]}; NaN for a batch of one, where neither is any, and where the products x_b δ_bᵀ
-      are too small for float32; Inf without noise.
-    """  # noqa: E501
+      {"gradient_signal_to_noise": [layers]}; NaN for a batch of one, for 0/0, and where the products x_b δ_bᵀ are too
+      small for float32; Inf without noise.
+    """
     x, d = _side_by_side(inputs), _side_by_side(deltas)
     (power_x, unit_x), (power_d, unit_d) = _scaled(x), _scaled(d)
     squares = jnp.sum(_sums_by_example(x, jnp.square(unit_x)) * _sums_by_example(d, jnp.square(unit_d)), axis=0)
     signal = jnp.square(weight_norms(gradients, stacked) / power_d / power_x)
     count = _examples(d, mask)
-    noise = jnp.maximum(count * squares - signal, 0) / (count - 1)  # equal examples: rounding's sign is any
-    is_told = (count > 1) & (power_d * power_x >= np.finfo(np.float32).smallest_normal)
-    return {"gradient_signal_to_noise": jnp.where(is_told, signal / noise, jnp.nan)}
+    noise = jnp.maximum(count * squares - signal, 0) / (count - 1)  # the difference may round below 0
+    is_defined = (count > 1) & (power_d * power_x >= np.finfo(np.float32).smallest_normal)
+    return {"gradient_signal_to_noise": jnp.where(is_defined, signal / noise, jnp.nan)}
 
 
 def decay_statistics(
@@ -111,20 +112,20 @@ def decay_statistics(
 ) -> Statistics:
     """Why the gradient decays from layer to layer: ‖δ_l‖/‖δ_{l+1}‖ = weight gain · slope · alignment.
 
-    Weight gain ‖W_{l+1}‖_F/√fan_out is what the weights do to a δ of random direction; slope is the RMS of φ′(z_l);
-    alignment is the rest: 1 where weights, slopes and δ know nothing of each other, so that the square of the product
-    is mean-field theory's χ₁. Norms and skip connections count as alignment.
+    Weight gain ‖W_{l+1}‖_F/√fan_out is the factor by which the weights lengthen a δ of random direction. Slope is the
+    RMS of φ′(z_l). Alignment is the rest: 1 where weights, slopes and δ are independent, and then the square of
+    the product is mean-field theory's χ₁. Effects of norms and skip connections count as alignment.
 
     Args:
       params: parameters before the step.
       slopes: φ′ at each unit and example, [B, units] each; for examples that do not count, zeros.
       deltas: [B, units] each; examples that do not count have zeros.
       mask: which examples count [B], or None for all.
-      above: which layer is above each but the last, [layers − 1]; by default the next.
+      above: index of the layer above, for each layer but the last [layers − 1]; by default the next.
 
     Returns:
       {"decay_ratio", "decay_weight_gain", "decay_slope", "decay_alignment"}, each [layers]; NaN in the last layer,
-      which has none above, and for a ratio or an alignment of 0 to 0.
+      which has no layer above, and for 0/0.
     """
     power, square = _squares(_side_by_side(deltas))
     rest, end = jnp.sqrt(square), jnp.full(1, jnp.nan, jnp.float32)
@@ -137,7 +138,7 @@ def decay_statistics(
 
 
 def counted(x: jax.Array, mask: jax.Array | None) -> jax.Array:
-    """The examples [B] of the mask, along x's last axis but one; zeros in place of the others."""
+    """x with zeros for the examples outside the mask [B]; examples are along x's last axis but one."""
     return x if mask is None else jnp.where(jnp.broadcast_to(mask[:, None], x.shape), x, jnp.zeros_like(x))
 
 
@@ -145,7 +146,7 @@ class _Units(NamedTuple):
     """The units of all layers side by side."""
 
     values: jax.Array  # [B, units of all layers], float32
-    shapes: tuple[tuple[int, int], ...]  # layers and units of each, group by group
+    shapes: tuple[tuple[int, int], ...]  # (number of layers, units of each) of every group
 
     @property
     def widths(self) -> np.ndarray:
@@ -160,7 +161,7 @@ def _side_by_side(groups: Sequence[Group]) -> _Units:
 
 
 def _per_layer(units: _Units, reduce: Callable[..., jax.Array], columns: jax.Array) -> jax.Array:
-    """One number of each unit → one of each layer; `reduce` takes zeros besides."""
+    """Reduce one number per unit to one number per layer; `reduce` also sees zeros, which pad narrow layers."""
     widths = units.widths.astype(np.int32)
     number = np.arange(widths.max(), dtype=np.int32)
     is_there = number < widths[:, None]
@@ -170,13 +171,13 @@ def _per_layer(units: _Units, reduce: Callable[..., jax.Array], columns: jax.Arr
 
 
 def _per_unit(units: _Units, layers: jax.Array) -> jax.Array:
-    """One number of each layer → [1, units]."""
+    """Repeat one number per layer for each of the layer's units [1, units]."""
     widths = units.widths.astype(np.int32)
     return layers.at[np.repeat(np.arange(len(widths), dtype=np.int32), widths)].get(mode="promise_in_bounds")[None]
 
 
 def _sums(units: _Units, x: jax.Array) -> jax.Array:
-    """Σx of each layer, over the examples first, so that rounding grows with each and not with their product."""
+    """Σx of each layer, over examples and then units: rounding errors grow with B + units, not with B · units."""
     return _per_layer(units, jnp.sum, jnp.sum(x, axis=0))
 
 
@@ -203,5 +204,8 @@ def _lengths(units: _Units, mask: jax.Array | None) -> Statistics:
 
 
 def _examples(units: _Units, mask: jax.Array | None) -> Any:
-    """How many count; a NumPy number where that is known, so that XLA divides by it in the same way everywhere."""
+    """The number of examples that count.
+
+    A NumPy number without a mask: XLA then knows the divisor, and results have the same bits on any number of devices.
+    """
     return np.float32(len(units.values)) if mask is None else jnp.sum(mask, dtype=jnp.float32)

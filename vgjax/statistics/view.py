@@ -1,4 +1,4 @@
-"""What an instrumented step shows: all that a statistic can be computed from."""
+"""What an instrumented step shows: everything from which a statistic can be computed."""
 
 from __future__ import annotations
 
@@ -9,21 +9,21 @@ import optax
 
 
 class View(NamedTuple):
-    """All that an instrumented step lets one see; what no family looks at costs nothing, since jit leaves it out."""
+    """Everything that a family of statistics can read; `jit` removes the computation of what no family reads."""
 
     gradients: Any  # of the loss, before the optimizer
     points: Points
     params: Any  # before the step
-    # What a train step of one's own may not have to show:
-    seen: Any = None  # of the model, `Seen`
-    deltas: Any = None  # ∂loss/∂z a layer, {name: [B, units]}
+    # A watched optimizer does not know these:
+    seen: Any = None  # what the model's layers saw, `vgjax.network.model.Seen`
+    deltas: Any = None  # ∂loss/∂z of each layer, {name: [B, units]}
     mask: jax.Array | None = None  # which examples count [B], or None for all
-    depth: jax.Array | None = None  # hidden layers, where that is traced: the layers between them and the last are none
+    depth: jax.Array | None = None  # number of hidden layers, if traced; layers between these and the last do not exist
 
 
 class Points(NamedTuple):
-    """A gradient on its way through the chain."""
+    """A gradient at three points of the optimizer's chain."""
 
-    raw: optax.Updates  # as it comes to the clipping
-    clipped: optax.Updates  # as it leaves it
+    raw: optax.Updates  # before clipping
+    clipped: optax.Updates  # after clipping
     updates: optax.Updates  # what is added to the parameters

@@ -1,7 +1,7 @@
-"""Per-layer statistics: pure functions from pytrees of arrays to small arrays with a leading layer axis.
+"""Statistics of weights, gradients and updates: pure functions from pytrees to small arrays [layers, …].
 
-Vanishing gradients live at magnitudes whose squares underflow in float32, so every norm is scaled by a power of two
-first, and log₁₀ of the RMS stands beside the raw value.
+The squares of vanishing gradients underflow in float32. Norms are therefore computed from numbers divided by a power of
+two where needed, and log₁₀ of the RMS is recorded beside the RMS.
 """
 
 from __future__ import annotations
@@ -17,17 +17,17 @@ import numpy as np
 from vgjax.network.layer_names import Group, weight_groups
 from vgjax.statistics.histograms import bits
 
-SAFE_SQUARES = (1e-24, 1e37)  # a sum of squares in here has lost nothing to underflow or overflow
-# Bits of 0, 2⁻²⁵ and 2⁻¹³⁴: all up to there are zero in that type.
+SAFE_SQUARES = (1e-24, 1e37)  # a sum of squares between these has not underflowed or overflowed
+# The bits of the largest magnitude that each type rounds to zero: 0, 2⁻²⁵ and 2⁻¹³⁴.
 LARGEST_LOST = {"always": 0, "float16": 0x33000000, "bfloat16": 0x00008000}
 
 Statistics = dict[str, jax.Array]
 
 
 def norm(x: jax.Array) -> jax.Array:
-    """‖x‖₂ over all elements, right wherever the result is a float32 number: 2ᵏ · √Σ(x / 2ᵏ)², 2ᵏ just below max|x|.
+    """‖x‖₂ over all elements, 2ᵏ · √Σ(x / 2ᵏ)² with 2ᵏ ≤ max|x| < 2ᵏ⁺¹; correct wherever float32 can hold the result.
 
-    Subnormal elements, below 1.2·10⁻³⁸, are zeros to a CPU, and so to every statistic but shares and histograms.
+    CPUs take subnormal elements, below 1.2·10⁻³⁸, for zeros; so do all statistics except shares and histograms.
     """
     return _norm(_scaled, x)
 
@@ -38,7 +38,7 @@ def rms(x: jax.Array) -> jax.Array:
 
 
 def norm_statistics(gradients: Any, stacked: str = "") -> Statistics:
-    """‖g‖, ‖g‖/√n and log₁₀(‖g‖/√n) of each layer's weight gradient, in one pass where no square under- or overflows.
+    """‖g‖, ‖g‖/√n and log₁₀(‖g‖/√n) of each layer's weight gradient; one pass if no square under- or overflows.
 
     Args:
       gradients: pytree like the parameters.
@@ -51,7 +51,7 @@ def norm_statistics(gradients: Any, stacked: str = "") -> Statistics:
 
 
 def weight_norms(tree: Any, stacked: str = "") -> jax.Array:
-    """‖x‖ of each layer's weights, or of what is shaped like them [layers]."""
+    """‖x‖ of each layer, of parameters or of a tree of the same shapes [layers]."""
     return _scaled_where_needed(_lengths, weight_groups(tree, stacked))["norm"]
 
 
@@ -99,7 +99,7 @@ def point_statistics(raw: Any, clipped: Any, updates: Any, stacked: str = "") ->
     """
 
     def changed(g: jax.Array, c: jax.Array) -> Statistics:
-        if g is c:  # no clipping; XLA would compare every number with itself
+        if g is c:  # no clipping: do not let XLA compare every number with itself
             return {"clipped_fraction": jnp.float32(0)}
         return {"clipped_fraction": _sum((bits(g) != bits(c)).astype(jnp.float32)) / g.size}
 
@@ -118,7 +118,10 @@ def prefixed(family: str, statistics: Statistics) -> Statistics:
 
 
 def power_below(top: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """The power of two below each of those maxima, and one over it, both normal numbers; 1 for zero, Inf and NaN."""
+    """The largest power of two that is at most `top`, and its inverse, both normal numbers; 1 for zero, Inf and NaN.
+
+    Made from the bits of the exponent: exact, and multiplying by it loses nothing.
+    """
     exponent = (bits(top) >> 23).astype(jnp.int32)  # biased
     exponent = jnp.where((exponent == 0) | (exponent == 255), 127, jnp.minimum(exponent, 253))
     power, inverse = (jax.lax.bitcast_convert_type(e << 23, jnp.float32) for e in (exponent, 254 - exponent))
@@ -126,7 +129,7 @@ def power_below(top: jax.Array) -> tuple[jax.Array, jax.Array]:
 
 
 def lengths(power: jax.Array, square: jax.Array, count: Any) -> Statistics:
-    """Norm, RMS and log₁₀ RMS, from the sum of squares of `count` numbers that were divided by `power`."""
+    """Norm, RMS and log₁₀ RMS of `count` numbers, from the sum of squares of the numbers over `power`."""
     return {
         "norm": power * jnp.sqrt(square),
         "rms": power * jnp.sqrt(square / count),
@@ -137,18 +140,18 @@ def lengths(power: jax.Array, square: jax.Array, count: Any) -> Statistics:
 Scale = Callable[[jax.Array], tuple[Any, jax.Array]]  # x → a power of two, and x divided by it
 
 
-def _as_it_is(x: jax.Array) -> tuple[Any, jax.Array]:
+def _unscaled(x: jax.Array) -> tuple[Any, jax.Array]:
     return jnp.float32(1), x.astype(jnp.float32)
 
 
-@partial(jax.jit, static_argnums=0, inline=True)  # outside a program `cond` would be compiled at every call
+@partial(jax.jit, static_argnums=0, inline=True)  # else `cond` compiles at every call outside `jit`: .4 s a step
 def _scaled_where_needed(function: Callable[..., Statistics], *columns: Sequence[Group]) -> Statistics:
-    """`function(scale, *arrays)` over all layers: without scaling where no sum of squares under- or overflows."""
+    """`function(scale, *arrays)` over all layers; scaled only if a layer's sum of squares under- or overflows."""
     low, high = SAFE_SQUARES
     squares = _of_all(lambda x: _square(x.astype(jnp.float32)), columns)
-    plain = _per_layer(partial(function, _as_it_is), *columns)
+    plain = _per_layer(partial(function, _unscaled), *columns)
     is_safe = (squares > low) & (squares < high)
-    # Nor does a layer of zeros need it, which dead networks have; that is looked for where it may be one.
+    # A layer of zeros, as in a dead network, needs no scaling. Look for such layers only if some sum is not safe.
     is_safe |= jax.lax.cond(jnp.all(is_safe), lambda: is_safe, lambda: _of_all(_is_zero, columns))
     return jax.lax.cond(jnp.all(is_safe), lambda: plain, lambda: _per_layer(partial(function, _scaled), *columns))
 
@@ -187,7 +190,10 @@ def _spread(scale: Scale, g: jax.Array) -> Statistics:
 
 
 def _small_numbers(groups: Sequence[Group]) -> Statistics:
-    """Shares of zeros, and of other elements that low precision would lose: by the bits, as CPUs flush subnormals."""
+    """Shares of zeros, and of the other elements that low precision rounds to zero.
+
+    Counted by the bits, because CPUs take subnormal numbers for zeros.
+    """
     lost = _per_layer(_lost, groups)
     zeros, sizes = lost["always"], _sizes(groups)
 
@@ -202,9 +208,13 @@ def _small_numbers(groups: Sequence[Group]) -> Statistics:
 
 
 def _lost(g: jax.Array) -> Statistics:
-    """How many elements round to zero, by type: three counters of ten bits in one number, so that one pass sums all."""
+    """How many elements each type of `LARGEST_LOST` rounds to zero.
+
+    One int32 holds three counters of ten bits, so one sum counts for all three types. Each counter sums 512 rows, so it
+    cannot overflow into the next. Three sums would be simpler, and read the gradient three times on a CPU.
+    """
     magnitude = (bits(g) & 0x7FFFFFFF).ravel()
-    columns = jnp.pad(magnitude, (0, -g.size % 512), constant_values=0x7FFFFFFF).reshape(512, -1)  # 512 < 2¹⁰
+    columns = jnp.pad(magnitude, (0, -g.size % 512), constant_values=0x7FFFFFFF).reshape(512, -1)
     flags = [(columns <= bound).astype(jnp.int32) << 10 * i for i, bound in enumerate(LARGEST_LOST.values())]
     counters = jnp.sum(sum(flags), axis=0)
     return {kind: jnp.sum(counters >> 10 * i & 1023) for i, kind in enumerate(LARGEST_LOST)}
@@ -219,7 +229,7 @@ def _cosine(scale: Scale, a: jax.Array, b: jax.Array) -> jax.Array:
     """⟨a, b⟩/(‖a‖‖b‖); NaN where one of them is zero."""
     (_, a), (_, b) = scale(a), scale(b)
     cosine = _dot(a, b) / (jnp.sqrt(_square(a)) * jnp.sqrt(_square(b)))
-    return jnp.clip(cosine, -1, 1)  # rounding goes beyond, where arccos has no value
+    return jnp.clip(cosine, -1, 1)  # rounding can give more than 1, where arccos is not defined
 
 
 def _lengths(scale: Scale, x: jax.Array) -> Statistics:
@@ -228,7 +238,7 @@ def _lengths(scale: Scale, x: jax.Array) -> Statistics:
 
 
 def _per_layer(function: Callable[..., Statistics], *columns: Sequence[Group]) -> Statistics:
-    """A function of one layer's arrays, over all layers; stacks under `vmap`."""
+    """`function` of each layer's arrays, joined along the layer axis; the layers of a stack go through `vmap`."""
     rows = [
         jax.vmap(function)(*(g.values for g in layer))
         if layer[0].is_stack
@@ -248,17 +258,20 @@ def _sizes(groups: Sequence[Group]) -> np.ndarray:
 
 
 def _scaled(x: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """The power of two below max|x|, and x divided by it, exactly (x itself where all is zero or something is bad)."""
+    """The power of two below max|x|, and x divided by it, exactly; 1 and x if x is all zeros or not all finite."""
     x = x.astype(jnp.float32)
     power, inverse = power_below(jnp.max(jnp.abs(x)))
     return power, x * inverse
 
 
 def _log10(power: jax.Array, mean_square: jax.Array) -> jax.Array:
-    """log₁₀(2ᵏ √mean_square), rounded once: k log₁₀ 2 in two parts, the first of them exact."""
+    """log₁₀(2ᵏ √mean_square) for `power` = 2ᵏ.
+
+    log₁₀ 2 is split into 1233/4096 and a small rest: k · 1233/4096 is exact in float32, so only the sum is rounded.
+    """
     k = ((bits(power) >> 23).astype(jnp.int32) - 127).astype(jnp.float32)
-    first = jnp.float32(1233 / 4096)
-    return k * first + (k * jnp.float32(np.log10(2) - 1233 / 4096) + jnp.log10(mean_square) / 2)
+    exact = jnp.float32(1233 / 4096)
+    return k * exact + (k * jnp.float32(np.log10(2) - 1233 / 4096) + jnp.log10(mean_square) / 2)
 
 
 def _square(x: jax.Array) -> jax.Array:
@@ -269,12 +282,12 @@ def _square(x: jax.Array) -> jax.Array:
 def _dot(a: jax.Array, b: jax.Array) -> jax.Array:
     """Σ a·b over all elements, float32.
 
-    As a product of vectors, behind a barrier, it comes through XLA's early passes whole: they would cut a sum of
-    squares over a gradient, which is a transposed product, into windows of 32 × 32, at twice the cost on CPU.
+    A product of two vectors behind a barrier, because XLA's CPU compiler cuts a plain sum of squares over a gradient
+    into windows of 32 × 32, at twice the cost when measured. Both can go when `jnp.sum(a * b)` is as fast.
     """
     return jnp.vdot(jax.lax.optimization_barrier(a.ravel()), b, precision=jax.lax.Precision.HIGHEST)
 
 
 def _sum(x: jax.Array) -> jax.Array:
-    """Σx in two stages, so that float32 rounding grows with the rows and columns and not with their product."""
+    """Σx, first over rows and then over columns: rounding errors grow with rows + columns, not with rows · columns."""
     return jnp.sum(jnp.sum(x, axis=0)) if x.ndim > 1 else jnp.sum(x)

@@ -14,10 +14,10 @@ from vgjax.config import Config, Hypers
 from vgjax.data.catalogue import Dataset
 from vgjax.network.model import SHORTEST_STACK, is_elastic
 from vgjax.statistics import histograms
-from vgjax.statistics.families import FAMILIES, chosen
+from vgjax.statistics.families import chosen, statistics_of
 from vgjax.sweeps import capacity
 from vgjax.sweeps.grid import Point
-from vgjax.training import chunk_plan, history, parallel
+from vgjax.training import chunk_plan, parallel
 from vgjax.training.chunk_plan import Shape, shape
 from vgjax.training.optim import make_optimizer
 
@@ -134,8 +134,8 @@ def bytes_of_lane(one: Shape) -> int:
     state = one.products * (1 + _optimizer_copies(config)) * floats
     epochs = chunk_plan.epochs_at_once(one)
     most = chunk_plan.most_records(chunk_plan.plan(config, one.steps_per_epoch, one.steps, epochs), epochs)
-    names = [name for family in chosen(config.record) for name in FAMILIES[family].gives]
-    numbers = sum(histograms.N_BINS if "bin" in history.VARIABLES[name][0] else 1 for name in names)
+    statistics = statistics_of(chosen(config.record))
+    numbers = sum(histograms.N_BINS if "bin" in one.dims else 1 for one in statistics)
     records = numbers * (len(config.hidden) + 1) * most * floats
     activations = (
         config.batch_size // config.replicas * one.units * floats * 8 + one.n_validation * one.widest * floats * 3

@@ -15,14 +15,14 @@ from vgjax import analysis
 from vgjax.analysis import Estimate, estimate, share_estimate
 from vgjax.config import Hypers
 from vgjax.names import nearest
-from vgjax.statistics.families import FAMILIES, VARIABLES, chosen
+from vgjax.network.layer_names import layer_names
+from vgjax.statistics.families import all_statistics, chosen, statistics_of
 from vgjax.sweeps.axes import STANDS_FOR
 from vgjax.sweeps.grid import Point
+from vgjax.training.history import RUN_VARIABLES, long_name
 
 DRAWS = ("seed", "replica")  # coordinates over which means are taken
 DECAY = "decades that δ loses per layer on its way back"
-VALUES = ("decay", *(name for name, (dims, _) in VARIABLES.items() if "bin" not in dims and "_bad_" not in name))
-VALUES += ("first_bad_step",)
 RANKED = ("validation_accuracy", "validation_loss", "train_accuracy", "train_loss")  # values that have a best
 
 
@@ -34,13 +34,20 @@ class Plot(NamedTuple):
     value: str
 
 
-def parse_plot(spec: str, coordinates: Iterable[str], values: Iterable[str] = VALUES) -> Plot:
+def all_values() -> list[str]:
+    """The names of all values that a map can show."""
+    run_variables = [name for name in RUN_VARIABLES if not name.startswith("first_bad_")]
+    statistics = [one.name for one in all_statistics().values() if "bin" not in one.dims]
+    return ["decay", *run_variables, *statistics, "first_bad_step"]
+
+
+def parse_plot(spec: str, coordinates: Iterable[str], values: Iterable[str] | None = None) -> Plot:
     """Read "x,value" or "x,y,value"; a value of one layer is written as gradient_rms[layer_3].
 
     Args:
       spec: what the user wrote.
       coordinates: names that x and y may have.
-      values: names that the value may have.
+      values: names that the value may have; None: `all_values()`.
 
     Raises:
       ValueError: another form, or an unknown name.
@@ -56,7 +63,7 @@ def parse_plot(spec: str, coordinates: Iterable[str], values: Iterable[str] = VA
         if name not in allowed:
             raise ValueError(f"plot {spec!r}: no lane has a {name!r}; {nearest(name, allowed)}")
     name, _ = _name_and_layer(value)
-    if name not in (known := list(values)):
+    if name not in (known := all_values() if values is None else list(values)):
         raise ValueError(f"plot {spec!r}: unknown value {name!r}; {nearest(name, known)}")
     return Plot(over[0], over[1] if len(over) > 1 else None, value)
 
@@ -73,12 +80,11 @@ def check_plot(spec: str, points: Sequence[Point]) -> None:
     """
     names = dict.fromkeys((*Hypers._fields, *(name for point in points for name in point.coordinates)))
     rows = [{name: point.value(name) for name in names} | {"seed": point.seed} for point in points]
-    given = {name: set(family.gives) for name, family in FAMILIES.items()}
-    missing = set[str]().union(*given.values())
+    missing = {*all_statistics()}
     for record in {point.config.record for point in points}:
-        missing -= set().union(*(given[name] for name in chosen(record)))
+        missing -= {one.name for one in statistics_of(chosen(record))}
     missing |= {"decay"} if "delta_rms" in missing else set()
-    plot = parse_plot(spec, [*names, "seed"], [name for name in VALUES if name not in missing])
+    plot = parse_plot(spec, [*names, "seed"], [name for name in all_values() if name not in missing])
     _by_cell(pd.DataFrame(rows), [name for name in plot[:2] if name])
 
 
@@ -103,7 +109,7 @@ def swept(table: pd.DataFrame) -> list[str]:
 def values_of(history: xr.Dataset) -> list[str]:
     """The values that `lane_values` can take from this history."""
     has_delta = "delta_rms" in history or "delta_log10_rms" in history
-    return [name for name in VALUES if name in history or (name == "decay" and has_delta)]
+    return [name for name in all_values() if name in history or (name == "decay" and has_delta)]
 
 
 def lane_values(history: xr.Dataset, value: str) -> np.ndarray:
@@ -142,7 +148,7 @@ def lane_values(history: xr.Dataset, value: str) -> np.ndarray:
 def _decays(history: xr.Dataset) -> np.ndarray:
     """`analysis.decay` at the first record, for the lanes of each depth: it leaves out the last layer of a lane."""
     names = [str(name) for name in history["layer"].values]
-    if names != [f"layer_{i}" for i in range(1, len(names) + 1)]:
+    if names != layer_names(len(names)):
         raise ValueError(f"decay cannot be computed from {', '.join(names)} alone; allowed: all layers recorded")
     rms = analysis.root_mean_squares(history)["delta_rms"].isel(record=0)
     depths = np.broadcast_to(history["fan_in"].notnull().sum("layer").values, history.sizes["lane"])
@@ -157,7 +163,7 @@ def description(history: xr.Dataset, value: str) -> str:
     name, layer = _name_and_layer(value)
     if name == "decay":
         return f"{DECAY}, {_first_step(history)}"
-    text = str(history[name].attrs.get("long_name", VARIABLES[name][1])).partition(";")[0]
+    text = str(history[name].attrs.get("long_name") or long_name(name)).partition(";")[0]
     if name == "first_bad_step":
         return text.removesuffix(", −1: none")
     if "record" not in history[name].dims:

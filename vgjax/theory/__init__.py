@@ -1,4 +1,4 @@
-"""Mean-field theory: what the signal and its gradient ought to be. It never looks at a measurement."""
+"""Mean-field theory: predictions of the signal and its gradient. It never reads a measurement."""
 
 import lazy_loader
 

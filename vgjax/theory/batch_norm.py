@@ -58,6 +58,6 @@ def finite_batch_norm_gradient_gain(activation: str | Activation, batch_size: in
         value, slope = (np.asarray(f(jnp.asarray(u))) for f in (phi, derivative(phi)))
     square = np.sum(slope**2, 1)
     along_u = np.sum((slope * u) ** 2, 1)
-    of_means = square - np.sum(slope, 1) ** 2 / b - np.sum(slope * u, 1) ** 2 / b  # what Q leaves of the noise's mean
+    of_means = square - np.sum(slope, 1) ** 2 / b - np.sum(slope * u, 1) ** 2 / b  # Q's part of the noise's mean
     passed = square - square / b - along_u / b - of_means / b
     return float(b / (b - 3) * passed.mean() / ((b - 1) * value.var(1, ddof=1).mean()))

@@ -1,10 +1,10 @@
-"""Random networks at their actual widths, drawn layer by layer as mean-field theory has them.
+"""Random networks of the actual widths, drawn layer by layer under the assumptions of mean-field theory.
 
-Given a wide layer's inputs its pre-activations are Gaussian, of a known covariance over the batch; and the weights that
-δ meets on its way back are independent of those on the way forward (Schoenholz et al. 2016). So it is drawn through
-covariances alone. A layer with fewer inputs than the batch has examples, and the last one, where δ begins, are drawn
-as they are. What differs from draw to draw is the finite-width band; its centre tends to the recursions of `theory` as
-layers become wide.
+Given its inputs, a wide layer's pre-activations are Gaussian with a known covariance over the batch. The weights that δ
+meets in the backward pass are taken to be independent of those of the forward pass (Schoenholz et al. 2016). So only
+covariances are needed, and most weights are never drawn. Weights are drawn in layers with fewer inputs than the batch
+has examples, and in the last layer, where δ begins. The spread over draws is the finite-width band; as layers become
+wide, its centre tends to the maps of `mean_field`.
 """
 
 from __future__ import annotations
@@ -22,17 +22,17 @@ from vgjax.activations import SATURATED_SLOPE, activation, steepest_slope
 from vgjax.config import Config, Hypers, Named
 from vgjax.initializers import is_data_dependent, weight_variance
 
-_BLOCK = 1 << 16  # numbers that φ is applied to at once, so that it is compiled once for all layers
-_MOST = 1 << 22  # numbers in one array; from it follows how many networks are drawn at a time
-_JITTER = 1e-10  # of a covariance's mean diagonal, against rounding in its Cholesky factor
+_BLOCK = 1 << 16  # φ is applied to blocks of so many numbers, so that it is compiled once for all layers
+_MOST = 1 << 22  # the most numbers in one array; limits how many networks are drawn at a time
+_JITTER = 1e-10  # this share of its mean diagonal is added to a covariance, so that its Cholesky factor exists
 
 Array = np.ndarray
 
 
 class Draws(NamedTuple):
-    """Root mean squares over a batch, and shares of units, a row a network and a column a layer, [draws, L]."""
+    """Root mean squares over a batch, and shares of units; one row per network, one column per layer [draws, L]."""
 
-    activation_rms: Array  # of what the layer hands on; of the last layer, the logits
+    activation_rms: Array  # of the layer's outputs; of the last layer, the logits
     delta_rms: Array  # of δ = ∂loss/∂z
     gradient_rms: Array  # of ∂loss/∂W
     dead_fraction: Array  # units whose slope is 0 on every example
@@ -40,22 +40,22 @@ class Draws(NamedTuple):
 
 
 class _Norm(NamedTuple):
-    """A normalisation that was done, for the way back."""
+    """A normalisation of the forward pass, kept for the backward pass."""
 
-    axis: int  # over which: −1 the batch, −2 the units
-    unit: Array  # what it gave
+    axis: int  # −1: over the batch; −2: over the units
+    unit: Array  # the normalised values
     deviation: Array
 
 
 class _Layer(NamedTuple):
-    """A layer on the way forward, arrays [draws, units, B]."""
+    """A layer of the forward pass, arrays [draws, units, B]."""
 
     inputs: Array
     weight_std: Array  # √Var(W) [draws, 1, 1]
-    weights: Array | None  # divided by that [draws, units, fan_in], where they were drawn themselves
+    weights: Array | None  # divided by that [draws, units, fan_in]; None if only covariances were used
     slope: Array | float  # φ′; of the last layer 1
-    norms: dict[str, _Norm]  # by their place
-    alpha: float | None  # of its branch, if it is one
+    norms: dict[str, _Norm]  # by place, as `norm_at` names it
+    alpha: float | None  # of its residual branch; None without one
 
 
 def draw_networks(
@@ -75,7 +75,7 @@ def draw_networks(
     Returns:
       [draws, L] each, in the units of the statistics that a run records.
     """
-    with np.errstate(over="ignore", invalid="ignore", divide="ignore"):  # what leaves float64 comes out as inf or NaN
+    with np.errstate(over="ignore", invalid="ignore", divide="ignore"):  # overflow gives inf or NaN
         return _draw_all(config, hypers, inputs, labels, classes, batch_size, np.random.default_rng(seed))
 
 
@@ -88,7 +88,7 @@ def _draw_all(
     batch_size: int,
     rng: np.random.Generator,
 ) -> Draws:
-    """As many networks at a time as fit."""
+    """Draw as many networks at a time as `_MOST` allows."""
     widest = max(inputs.shape[2], *config.hidden, classes)
     together = max(1, _MOST // (widest * inputs.shape[1]))
     parts = []
@@ -107,7 +107,7 @@ def _draw_all(
 def _forward(
     config: Config, hypers: Hypers, x: Array, classes: int, rng: np.random.Generator
 ) -> tuple[list[_Layer], list[Array]]:
-    """All layers, and what each hands on; the last one the logits."""
+    """All layers, and the outputs of each; of the last, the logits."""
     phi = _value_and_slope(config.activation)
     norms: dict[str, _Norm] = {}
 

@@ -16,22 +16,16 @@ from vgjax import activations
 from vgjax.activations import Activation
 
 Numbers = float | np.ndarray
-
-
 SMALLEST = 1e-30  # stands for q → 0: at q = 0 itself a kinked φ has no derivative
-
-
-NOISE = 1e-12  # relative differences below this are rounding
-
-
+NOISE = 1e-12  # smaller relative differences are rounding errors
 cached_activation = lru_cache(activations.activation)  # one callable per name, so that JAX compiles once per name
 
 
 def _rule(n: int, reach: float = 9.0) -> tuple[np.ndarray, np.ndarray]:
     """Nodes r and weights for ∫ dr exp(−r²/2), Gauss–Legendre in √|r| on either side of 0.
 
-    No rule straddles 0, where the activations of the table have their kinks, if any; and the nodes are close together
-    near 0, where φ(√q r) turns when q is large.
+    The interval is split at 0, where the table's activations have their kinks, if any. The nodes are dense near 0,
+    where φ(√q r) changes fast when q is large.
     """
     x, weight = np.polynomial.legendre.leggauss(n)
     s = (x + 1) / 2
@@ -40,13 +34,9 @@ def _rule(n: int, reach: float = 9.0) -> tuple[np.ndarray, np.ndarray]:
     return np.concatenate([-r, r]), np.concatenate([weight, weight])
 
 
-_Z, _DZ = _rule(128)
-
-
-_R, _DR = _rule(48)
-
-
-_T, _DT = np.polynomial.legendre.leggauss(32)
+_Z, _DZ = _rule(128)  # nodes and weights of one Gaussian
+_R, _DR = _rule(48)  # of two Gaussians: the radius
+_T, _DT = np.polynomial.legendre.leggauss(32)  # and the angle in each of two sectors
 
 
 def gaussian_mean(f: Activation, q: jax.Array) -> jax.Array:
@@ -58,7 +48,7 @@ def gaussian_pair_mean(f: Activation, q1: jax.Array, q2: jax.Array, c: jax.Array
     """E[f(u₁) f(u₂)] for Gaussians of variances q1 and q2 and correlation c, in polar coordinates; pure, of scalars.
 
     With u₁ = √q1 r cos θ, u₂ = √q2 r cos(θ − arccos c), the kinks u₁ = 0 and u₂ = 0 are two lines through the origin:
-    split there, the integrand is smooth for every c, ±1 included, whose empty arcs weigh nothing.
+    split there, the integrand is smooth for every c. At c = ±1 one sector is empty and has weight 0.
     """
     psi = jnp.arccos(jnp.clip(c, -1, 1))
     theta = jnp.concatenate([(psi * _T + psi - jnp.pi) / 2, ((jnp.pi - psi) * _T + psi) / 2])
@@ -74,10 +64,12 @@ def derivative(phi: Activation) -> Activation:
 
 
 def mean_square(phi: Activation, q: jax.Array) -> jax.Array:
+    """E[φ(√q z)²], pure."""
     return gaussian_mean(lambda u: jnp.square(phi(u)), q)
 
 
 def mean_slope_square(phi: Activation, q: jax.Array) -> jax.Array:
+    """E[φ′(√q z)²], pure."""
     return mean_square(derivative(phi), q)
 
 
@@ -97,15 +89,17 @@ _moment_growth = lru_cache(lambda power: jax.grad(_moment(power), argnums=1))
 
 
 @partial(jax.jit, static_argnums=(0, 1))
-def _lanes(inner: Callable[..., jax.Array], phi: Activation, *columns: jax.Array) -> jax.Array:
-    return jax.lax.map(lambda row: inner(phi, *row), columns, batch_size=64)  # in blocks: 6144 nodes for each pair
+def _map_rows(inner: Callable[..., jax.Array], phi: Activation, *columns: jax.Array) -> jax.Array:
+    return jax.lax.map(
+        lambda row: inner(phi, *row), columns, batch_size=64
+    )  # in blocks, since each pair takes 6144 nodes
 
 
 def evaluated(inner: Callable[..., jax.Array], named: str | Activation, *values: ArrayLike) -> Any:
-    """`inner(phi, *values)` over broadcast arrays, in float64: the border between NumPy and the pure functions."""
+    """`inner(phi, *values)` over broadcast arrays, in float64; takes and returns NumPy."""
     columns = np.broadcast_arrays(*(np.asarray(value, np.float64) for value in values))
     with jax.enable_x64(True):
-        result = np.asarray(_lanes(inner, cached_activation(named), *(column.ravel() for column in columns)))
+        result = np.asarray(_map_rows(inner, cached_activation(named), *(column.ravel() for column in columns)))
     return result.reshape(columns[0].shape) if columns[0].ndim else result.item()
 
 

@@ -1,8 +1,8 @@
-"""Theory of the Jacobian J = D_L W_L … D_1 W_1 of a random network: how long, how evenly stretched, how alike.
+"""Theory of the Jacobian J = D_L W_L … D_1 W_1 of a random network: lengths, eigenvalues of JJᵀ, and correlations.
 
-A layer's slopes D are here 1 with the probability `active` and else 0: ½ for ReLU, 1 for linear units. Turning the sign
-of a unit's weights turns its state and no length, so that for ReLU without biases these are independent of all lengths,
-at any width.
+A layer's slopes D are here 1 with the probability `active` and else 0: ½ for ReLU, 1 for linear units. A change of
+sign of a unit's weights switches it on or off and changes no length; so for ReLU without biases the slopes are
+independent of all lengths, at any width.
 """
 
 from __future__ import annotations

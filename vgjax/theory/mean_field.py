@@ -1,8 +1,8 @@
-"""Mean-field theory of a wide random network: what the signal and its gradient ought to be, layer by layer.
+"""Mean-field theory of a wide random network: predictions of the signal and its gradient, layer by layer.
 
 A network z¹ = W¹x + b¹, z^{l+1} = W^{l+1} φ(z^l) + b^{l+1} with Var(W) = σ_w²/fan_in and Var(b) = σ_b² has Gaussian
-pre-activations in the limit of wide layers, so all is expectations over one or two Gaussians. Numbers go in and come
-out as floats or float64 NumPy arrays, whatever JAX's precision; nothing is measured on a network.
+pre-activations in the limit of wide layers, so every prediction is an expectation over one or two Gaussians.
+Arguments and results are floats or float64 NumPy arrays, whatever JAX's precision.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from vgjax.theory.gaussian import (
 )
 
 
-def _bend(phi: Activation, q: jax.Array) -> jax.Array:
+def _curvature(phi: Activation, q: jax.Array) -> jax.Array:
     return q * mean_slope_square(derivative(phi), q)
 
 
@@ -102,7 +102,7 @@ def curvature(q: ArrayLike, sigma_w2: Numbers, activation: str | Activation) -> 
     >>> curvature(1.0, 1.0, "linear")
     0.0
     """
-    return sigma_w2 * evaluated(_bend, activation, q)
+    return sigma_w2 * evaluated(_curvature, activation, q)
 
 
 def correlations(
@@ -152,9 +152,9 @@ def tailored_slope(layers: int, target: float = 0.9) -> float:
 
 
 class FixedPoint(NamedTuple):
-    """Where depth leads, and how fast; NaN where q* is infinite."""
+    """The limits of length and correlation with depth, and their depth scales; NaN where q* is infinite."""
 
-    q: float  # q*, which the length map reaches from q = 1; 0 or inf where it dies out or grows for ever
+    q: float  # q*, which the length map reaches from q = 1; 0: lengths die out, inf: they grow for ever
     c: float  # c*, stable fixed point of the correlation map at q*; 1: examples become alike
     chi1: float  # χ₁ at q*
     xi_q: float  # ξ_q = −1/ln(χ₁ + σ_w² E[φφ'']), over which lengths settle [layers]

@@ -1,6 +1,6 @@
-"""Mean-field theory over the actual layers: what the signal of a plain network ought to be, for given inputs.
+"""Mean-field theory over the actual layers: predictions for a plain network and given inputs.
 
-The recursions of `theory` from layer to layer, at infinite width, for one example or a batch and all its pairs.
+The maps of `mean_field` are applied from layer to layer, at infinite width, to one example or to all pairs of a batch.
 """
 
 from __future__ import annotations
@@ -73,7 +73,7 @@ def length_profile(
 def dead_probability(widths: Sequence[int]) -> np.ndarray:
     """P(a ReLU network without biases is dead after layer l) = 1 − Π_{k≤l} (1 − 2^(−n_k)), for one example.
 
-    Each unit is silent with probability ½, whatever the layers below hand on, and a layer of silent units ends it all.
+    Each unit is silent with probability ½, whatever its inputs; after a layer of silent units no signal passes.
 
     Args:
       widths: n₁ … n_L of the hidden layers [units].
@@ -90,7 +90,7 @@ def dead_probability(widths: Sequence[int]) -> np.ndarray:
 
 
 class PairProfile(NamedTuple):
-    """What two examples a, b of a batch share at each layer, expected over the weights; the diagonal is one example."""
+    """Expected products of two examples a, b of a batch at each layer; the diagonal has a = b."""
 
     incoming: np.ndarray  # E[h_a·h_b]/n at each layer's inputs, the network's own inputs first, [L, B, B]
     preactivation: np.ndarray  # q_ab = E[z_a z_b], [L, B, B]
@@ -120,7 +120,7 @@ def pair_profile(
     for variance in variances[1:]:
         q, length = preactivation[-1], np.diag(preactivation[-1])
         scale = np.sqrt(length[a]) * np.sqrt(length[b])
-        c = np.divide(q[a, b], scale, out=np.ones_like(scale), where=scale > 0)  # a blank example is alike to all
+        c = np.divide(q[a, b], scale, out=np.ones_like(scale), where=scale > 0)  # a blank example: 1 with all
         incoming.append(np.asarray(product(length[a], length[b], c, activation))[both])
         slope.append(np.asarray(slope_product(length[a], length[b], c, activation))[both])
         preactivation.append(variance * incoming[-1] + sigma_b**2)

@@ -14,6 +14,7 @@ from vgjax.activations import activation
 from vgjax.config import LARGEST_FLOAT, Config, Hypers
 from vgjax.initializers import initializer, weight_variance
 from vgjax.names import attempt, resolve, text_of
+from vgjax.network.layer_names import layer_names
 from vgjax.statistics.cadence import CADENCES, steps_of
 from vgjax.statistics.families import chosen, kept
 from vgjax.training.optim import OPTIMIZERS, SCHEDULES, make_optimizer
@@ -43,7 +44,7 @@ def check_names(config: Config) -> None:
     resolve("cadence", CADENCES, config.cadence)
     attempt("cadence", config.cadence, lambda: steps_of(config.cadence, STEPS, 2 * STEPS))
     chosen(config.record)
-    kept(config, [f"layer_{i}" for i in range(1, len(config.hidden) + 2)])
+    kept(config, layer_names(len(config.hidden) + 1))
     schedule = resolve("schedule", SCHEDULES, config.schedule)
     with jax.numpy_dtype_promotion("standard"):
         count, factor = jax.ShapeDtypeStruct((), jnp.int32), jax.ShapeDtypeStruct((), jnp.float32)

@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from vgjax.network.layer_names import group, groups
+from vgjax.network.layer_names import group, groups, layer_number
 from vgjax.statistics import weights
 from vgjax.statistics.view import View
 from vgjax.training import parallel
@@ -76,8 +76,7 @@ def _bad_layers(program: Program, loss: jax.Array, view: View, new_params: Any) 
 def _bad_modules(params: Any) -> jax.Array:
     """The layers with a weight, bias, norm parameter or gain that is not finite, bool [layers]."""
     parts = [group(name, leaf) for name, module in params.items() for leaf in jax.tree.leaves(module)]
-    numbers = [int(name.rpartition("_")[2]) for part in parts for name in part.names]
-    rows = [max(1, number) - 1 for number in numbers]  # norm_0 belongs to layer_1
+    rows = [max(1, layer_number(name)) - 1 for part in parts for name in part.names]  # norm_0 belongs to layer_1
     return jnp.zeros(max(rows) + 1, bool).at[np.array(rows)].max(weights.any_bad(parts))
 
 

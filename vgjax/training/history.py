@@ -19,11 +19,25 @@ import numpy as np
 import xarray as xr
 
 from vgjax.files import read_sealed, whole, write_sealed
+from vgjax.network.layer_names import layer_number
 from vgjax.statistics import histograms
-from vgjax.statistics.families import VARIABLES
+from vgjax.statistics.families import all_statistics
 
 NETCDF = threading.Lock()  # the netCDF library is not thread-safe: two threads in it get wrong errors, or crash
 
+# The variables that belong to no layer and no family of statistics: name → description [unit].
+RUN_VARIABLES = {
+    "loss": "cross-entropy of the step's batch, mean [nats]",
+    "accuracy": "share of the step's batch classified right; NaN where the loss is",
+    "train_loss": "cross-entropy, mean over the epoch's training steps [nats]",
+    "train_accuracy": "share classified right over the epoch's training steps; NaN where the loss is",
+    "validation_loss": "cross-entropy over the validation examples, mean [nats]",
+    "validation_accuracy": "share of the validation examples classified right; NaN where the loss is",
+    "clipped_to_zero": "share of the epoch's steps in which clipping made zeros of a parameter's gradient",
+    "first_bad_step": "first step in which something was NaN or infinite, −1: none",
+    "first_bad_layer": "the layer where that began",
+    "first_bad_in": "in which pass: forward, backward, or update of the weights",
+}
 ORDER = "order_of_variables"
 TABLES = {"statistics.csv": "record", "evaluations.csv": "evaluation", "lanes.csv": "lane"}
 
@@ -58,8 +72,7 @@ def labelled(
     fans = np.array(list(layers.values()))
     n, m = len(found.steps), len(found.evaluated_at)
     variables = {
-        name: (("lane", "record", *VARIABLES[name][0]), np.asarray(values)[:, :n])
-        for name, values in found.records.items()
+        name: (("lane", "record", *dims_of(name)), np.asarray(values)[:, :n]) for name, values in found.records.items()
     }
     variables |= {
         name: (("lane", "evaluation"), np.asarray(values)[:, :m]) for name, values in found.evaluations.items()
@@ -67,7 +80,7 @@ def labelled(
     variables |= {
         name: (("lane",), np.array([place[name] for place in found.divergence])) for name in found.divergence[0]
     }
-    described = {name: (*variable, {"long_name": VARIABLES[name][1]}) for name, variable in variables.items()}
+    described = {name: (*variable, {"long_name": long_name(name)}) for name, variable in variables.items()}
     coordinates = {
         **{name: ("lane", np.asarray(values)) for name, values in lanes.items()},
         "step": ("record", np.asarray(found.steps, np.int64)),
@@ -80,6 +93,16 @@ def labelled(
         "bin_right": ("bin", right),
     }
     return xr.Dataset(described, coordinates, {"run": run})
+
+
+def dims_of(name: str) -> tuple[str, ...]:
+    """The dimensions of a recorded variable after (lane, record)."""
+    return () if name in RUN_VARIABLES else all_statistics()[name].dims
+
+
+def long_name(name: str) -> str:
+    """What a variable is, with its unit."""
+    return RUN_VARIABLES[name] if name in RUN_VARIABLES else all_statistics()[name].long_name
 
 
 def join(parts: Sequence[xr.Dataset]) -> xr.Dataset:
@@ -103,7 +126,7 @@ def beside(parts: Sequence[xr.Dataset]) -> xr.Dataset:
     whole = xr.concat(
         by_step, "lane", data_vars="minimal", coords="different", compat="equals", join="outer", fill_value=fill
     )
-    whole = whole.isel(layer=np.argsort([int(name.split("_")[1]) for name in whole["layer"].values]))
+    whole = whole.isel(layer=np.argsort([layer_number(name) for name in whole["layer"].values]))
     return whole.swap_dims(step="record", evaluated_at="evaluation")
 
 

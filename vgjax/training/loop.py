@@ -24,7 +24,7 @@ from vgjax.data import batches
 from vgjax.data.batches import batch_sizes
 from vgjax.data.catalogue import Dataset, load
 from vgjax.environment import environment
-from vgjax.network.layer_names import weight_groups
+from vgjax.network.layer_names import layer_names, weight_groups
 from vgjax.network.model import Variables, is_elastic, of_depth
 from vgjax.settings import as_plain, which_seeds
 from vgjax.statistics.families import kept
@@ -193,7 +193,7 @@ class _Collector:
         depth, program_depth = len(job.config.hidden), len(job.program.config.hidden)
         self.rows = np.array([*range(depth), program_depth])  # of the program's layers, those that the network has
         shapes = [group.values.shape[-2:] for group in weight_groups(params) for _ in group.names]
-        self.all_layers = [f"layer_{i}" for i in range(1, depth + 2)]
+        self.all_layers = layer_names(depth + 1)
         recorded = kept(job.config, self.all_layers)
         self.layers = {self.all_layers[i]: shapes[self.rows[i]] for i in recorded}
         # an elastic program records all of its layers: these are the ones to keep
@@ -213,8 +213,7 @@ class _Collector:
         records, evaluations = self.gather(results)
         if self.kept_rows is not None:
             records = {
-                name: x[:, :, self.kept_rows] if "layer" in history.VARIABLES[name][0] else x
-                for name, x in records.items()
+                name: x[:, :, self.kept_rows] if "layer" in history.dims_of(name) else x for name, x in records.items()
             }
         self._find_divergence(dispatched, evaluations.pop("finite"), evaluations["validation_loss"])
         found = history.ChunkResults(chunk.recorded, records, chunk.stops, evaluations, self.divergence)

@@ -19,7 +19,7 @@ from numpy.typing import ArrayLike
 
 from vgjax.config import Config, Hypers
 from vgjax.data.batches import Batch
-from vgjax.network.layer_names import groups
+from vgjax.network.layer_names import groups, layer_name
 from vgjax.network.model import MLP, Seen, Variables, initial_variables
 from vgjax.statistics.view import View
 from vgjax.training import parallel
@@ -49,7 +49,7 @@ class Network:
 
     def last_hidden(self, inputs: jax.Array) -> jax.Array:
         """The output of the last hidden layer [B, width], as a function to differentiate."""
-        return self.seen(inputs).inputs[f"layer_{len(self.program.config.hidden) + 1}"]
+        return self.seen(inputs).inputs[layer_name(len(self.program.config.hidden) + 1)]
 
     def step(self) -> View:
         """The view of a run's first train step on this batch: gradients, δ, activations."""

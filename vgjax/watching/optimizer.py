@@ -1,8 +1,7 @@
-"""A training loop of one's own: an optimizer that keeps, in its own state, the statistics of what passes through it.
+"""Statistics in the user's own training loop: an optimizer that keeps them in its state.
 
-`optax.snapshot("raw", stats.norm_statistics)` does this for one point of a chain, at every step. `watch` is for what a
-snapshot cannot see: two points at once (a cosine, the share that clipping changed), the parameters, and the number of
-the step, so that only every k-th one is measured.
+`optax.snapshot("raw", weights.norm_statistics)` records one point of a chain at every step. `watch` also compares two
+points (a cosine, the share that clipping changed), read the parameters, and measure only every k-th step.
 """
 
 from __future__ import annotations
@@ -19,13 +18,10 @@ import optax
 
 from vgjax.config import LARGEST
 from vgjax.network.layer_names import weight_groups
-from vgjax.statistics.families import FAMILIES, chosen
+from vgjax.statistics.families import FAMILIES, Statistic, all_statistics, chosen, statistics_of
 from vgjax.statistics.histograms import N_BINS, bin_edges, histogram_metadata, tensorboard_histogram
 from vgjax.statistics.view import Points, View
 from vgjax.statistics.weights import Statistics
-
-FROM_OUTSIDE = tuple(name for name, family in FAMILIES.items() if family.from_outside)
-_NEED_PARAMS = {"weights", "weight_histogram"}
 
 
 class WatchState(NamedTuple):
@@ -33,11 +29,11 @@ class WatchState(NamedTuple):
 
     clip: optax.OptState
     optimizer: optax.OptState
-    done: jax.Array  # how many updates
-    step: jax.Array  # the update that was measured last, counted from 0; −1 before the first
-    record: Statistics  # what was measured, each [layers, …]; before the first update 0: NaN would stay where an
-    # optimizer around this one, such as lookahead, adds up old and new states
-    layers: jax.Array  # their names in UTF-8, a line each, uint8: an array goes wherever a state can go
+    done: jax.Array  # number of updates so far
+    step: jax.Array  # the update measured last, counted from 0; −1 before the first
+    record: Statistics  # the last measurement, each [layers, …]. Zeros before the first one: an optimizer around this
+    # one that adds old and new states, such as lookahead, would keep NaN for ever
+    layers: jax.Array  # the layers' names, one a line, as UTF-8 bytes: all of a state must be arrays
 
 
 class Watched(NamedTuple):
@@ -56,14 +52,14 @@ def watch(
     record: str | Collection[str] = "norms",
     stacked: str = "",
 ) -> optax.GradientTransformationExtraArgs:
-    """The same optimizer, keeping statistics of every layer in its state: g → clip → c → optimizer → ΔW.
+    """The same optimizer, with statistics of every layer in its state: g → clip → c → optimizer → ΔW.
 
     Args:
-      optimizer: any Optax transformation; it computes what it computes without being watched.
-      clip: what comes before it, for the gradient to be seen on both sides: `watch(adam, clip)` stands for
-        `optax.chain(clip, adam)`. Without it the statistics of the clipped gradient are left out.
-      every: measure updates 0, every, 2·every …; those between cost next to nothing (under `vmap` all cost the same).
-        They are float32, of float64 gradients (JAX_ENABLE_X64) too: of those, norms and weights alone can be had.
+      optimizer: any Optax transformation; its updates do not change.
+      clip: the transformation before it; the gradient is recorded before and after it, and `watch(adam, clip)` stands
+        for `optax.chain(clip, adam)`. Without it there are no statistics of the clipped gradient.
+      every: measure updates 0, every, 2·every …; the others cost next to nothing (under `vmap` all cost the same).
+        Statistics are float32; of float64 gradients (JAX_ENABLE_X64), only norms and weights can be recorded.
       record: families of statistics: norms, spread, weights, points, gradient_histogram, weight_histogram,
         update_histogram (see `vgjax list families`), or all.
       stacked: paths of stacked layers, as `vgjax.network.layer_names.weight_groups` takes them.
@@ -72,17 +68,14 @@ def watch(
       An Optax transformation. Read its state with `watched`, `scalars`, `histograms`.
 
     Raises:
-      ValueError: what is watched is no Optax transformation; no such family; `every` is no whole number from 1; at
-        init: no weights, or `stacked` fits none; at update: a family that needs the parameters, and none were given,
-        or gradients of other layers.
+      ValueError: `optimizer` or `clip` is not an Optax transformation; a family is unknown; `every` is not a whole
+        number from 1. At init: there are no weights, or `stacked` fits no layer. At update: a family needs the
+        parameters and none are given, or the gradients have other layers than at init.
     """
     _check_transformations(optimizer, clip)
     every = _whole(every)
-    record = (record,) if isinstance(record, str) else record
-    if not isinstance(record, Collection) or not isinstance(stacked, str):
-        raise ValueError(f"record={record!r}, stacked={stacked!r} are not allowed; allowed: names, and one text")
-    families = chosen(record, FROM_OUTSIDE)
-    names = [name for family in families for name in FAMILIES[family].gives if clip or not name.startswith("clipped_")]
+    families = _families(record, stacked)
+    kept = [one for one in statistics_of(families) if clip or not one.name.startswith("clipped_")]
     first = optax.with_extra_args_support(clip or optax.identity())
     then = optax.with_extra_args_support(optimizer)
 
@@ -90,7 +83,7 @@ def watch(
         layers = _names(params, stacked)
         if not layers and jax.tree.leaves(params):  # `optax.tree.map_params` comes with an empty tree
             raise ValueError("no layers to watch: no parameter has floating numbers in two or more dimensions")
-        nothing = {name: _nothing(name, len(layers)) for name in names}
+        nothing = {one.name: _zeros(one, len(layers)) for one in kept}
         text = jnp.asarray(np.frombuffer("\n".join(layers).encode(), np.uint8))
         zero = jnp.zeros((), jnp.int32)
         return WatchState(first.init(params), then.init(params), zero, zero - 1, nothing, text)
@@ -98,27 +91,25 @@ def watch(
     def update(
         gradients: optax.Updates, state: WatchState, params: optax.Params | None = None, **extra: Any
     ) -> tuple[optax.Updates, WatchState]:
-        if params is None and (needing := _NEED_PARAMS.intersection(families)):
+        if params is None and (needing := [name for name in families if FAMILIES[name].needs_params]):
             raise ValueError(f"{', '.join(sorted(needing))} need the parameters: update(gradients, state, params)")
 
-        def moved() -> tuple[Points, optax.OptState, optax.OptState]:
+        def transformed() -> tuple[Points, optax.OptState, optax.OptState]:
             clipped, clip_state = first.update(gradients, state.clip, params, **extra)
             updates, optimizer_state = then.update(clipped, state.optimizer, params, **extra)
             return Points(gradients, clipped, updates), clip_state, optimizer_state
 
         def measured(points: Points) -> tuple[jax.Array, Statistics]:
             _check_layers(_names(gradients, stacked), None if params is None else _names(params, stacked), state)
-            found = Statistics()
-            for family in families:
-                found |= FAMILIES[family].make(None, View(gradients, points, params), stacked)
-            return state.done, {name: found[name] for name in names}
+            found = _measured(families, View(gradients, points, params), stacked)
+            return state.done, {one.name: found[one.name] for one in kept}
 
-        points, clip_state, optimizer_state = moved()
+        points, clip_state, optimizer_state = transformed()
         is_measured, last = state.done % every == 0, (state.step, state.record)
         if isinstance(is_measured, jax.core.Tracer):
-            # This branch moves once more, so that XLA may fuse the step as if nobody looked at what is in between.
-            last = jax.lax.cond(is_measured, lambda: measured(moved()[0]), lambda: last)
-        elif is_measured:  # nothing is compiled here, and `cond` would be at every step
+            # This branch computes the update once more. If it read `points`, XLA could not fuse the steps of the chain.
+            last = jax.lax.cond(is_measured, lambda: measured(transformed()[0]), lambda: last)
+        elif is_measured:  # outside `jit`, `cond` is compiled at every step
             last = measured(points)
         done = optax.safe_increment(state.done)
         return points.updates, WatchState(clip_state, optimizer_state, done, *last, state.layers)
@@ -126,11 +117,17 @@ def watch(
     return optax.GradientTransformationExtraArgs(init, update)
 
 
+def watchable_families() -> list[str]:
+    """The families that `watch` can record."""
+    return [name for name, family in FAMILIES.items() if family.from_outside]
+
+
 def watched(opt_state: optax.OptState) -> Watched:
     """The last record in an optimizer's state, on the host; `step` says of which update, counted from 0.
 
     Args:
-      opt_state: whatever holds the state of one watched optimizer: `state.opt_state`, a chain's, `nnx.Optimizer`'s.
+      opt_state: anything that holds the state of one watched optimizer: `state.opt_state`, a chain's state, or
+        `nnx.Optimizer`'s.
 
     Raises:
       ValueError: it holds none, or several.
@@ -164,7 +161,7 @@ def scalars(opt_state: optax.OptState) -> dict[str, float]:
         _tag(name, layer): float(value)
         for name, layers, values in _one_lane(opt_state)
         for layer, value in zip(layers, values, strict=True)
-        if not name.endswith("_histogram")
+        if not _is_histogram(name)
     }
 
 
@@ -187,9 +184,13 @@ def histograms(opt_state: optax.OptState) -> tuple[dict[str, np.ndarray], dict[s
         _tag(name, layer): tensorboard_histogram(counts, *edges)
         for name, layers, values in _one_lane(opt_state)
         for layer, counts in zip(layers, values, strict=True)
-        if name.endswith("_histogram")
+        if _is_histogram(name)
     }
     return summaries, {tag: histogram_metadata() for tag in summaries}
+
+
+def _is_histogram(name: str) -> bool:
+    return "bin" in all_statistics()[name].dims
 
 
 def _one_lane(opt_state: optax.OptState) -> list[tuple[str, tuple[str, ...], np.ndarray]]:
@@ -210,6 +211,20 @@ def _check_transformations(*given: Any) -> None:
             raise ValueError(f"{what}; allowed: an Optax transformation, as optax.adam(1e-3)")
 
 
+def _families(record: Any, stacked: Any) -> list[str]:
+    record = (record,) if isinstance(record, str) else record
+    if not isinstance(record, Collection) or not isinstance(stacked, str):
+        raise ValueError(f"record={record!r}, stacked={stacked!r} are not allowed; allowed: names, and one text")
+    return chosen(record, watchable_families())
+
+
+def _measured(families: list[str], view: View, stacked: str) -> Statistics:
+    found = Statistics()
+    for family in families:
+        found |= FAMILIES[family].make(None, view, stacked)
+    return found
+
+
 def _whole(every: Any) -> int:
     if not hasattr(every, "__index__") or isinstance(every, bool) or not 1 <= every <= LARGEST:
         raise ValueError(f"every={every!r} is not allowed; allowed: whole numbers from 1 to {LARGEST}")
@@ -217,7 +232,7 @@ def _whole(every: Any) -> int:
 
 
 def _check_layers(given: list[str], of_params: list[str] | None, state: WatchState) -> None:
-    """Rows of a record go by the names that the layers had at init."""
+    """Refuse gradients of other layers than at init, since a record's rows have the names of those."""
     if of_params is not None and given != of_params:
         others = ", ".join(sorted({*given} ^ {*of_params}))
         raise ValueError(f"not both gradients and parameters have {others}; allowed: the same layers")
@@ -230,9 +245,9 @@ def _names(tree: Any, stacked: str) -> list[str]:
     return [name for group in weight_groups(tree, stacked) for name in group.names]
 
 
-def _nothing(name: str, layers: int) -> jax.Array:
-    """What stands in the state before anything was measured."""
-    if name.endswith("_histogram"):
+def _zeros(statistic: Statistic, layers: int) -> jax.Array:
+    """What the state holds before the first measurement."""
+    if "bin" in statistic.dims:
         return jnp.zeros((layers, N_BINS), jnp.int32)
     return jnp.zeros(layers, jnp.float32)
 
