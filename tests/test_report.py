@@ -41,7 +41,8 @@ def pages(folder, name):
     figure = plt.figure()
     pictures = [(name, figure)]
     environment = {"size": name, name: name, "versions": {name: name}}
-    yield write_html(folder / "clinic.html", "clinic.html", report=report, pictures=pictures, environment=environment)
+    template = "clinic/clinic.html"
+    yield write_html(folder / "clinic.html", template, report=report, pictures=pictures, environment=environment)
     plt.close(figure)
     numbers = {"published": 1.0, "predicted": 1.0, "measured": 1.0, "interval": (0.0, 1.0), "n_seeds": 3}
     row = SimpleNamespace(quantity=name, source=name, tolerance=name, verdict="differs", **numbers)

@@ -11,12 +11,13 @@ import tomllib
 from collections.abc import Callable, Mapping, Sequence
 from numbers import Integral
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar, get_type_hints
-
-import xarray as xr
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar, get_type_hints
 
 from vgjax.config import Config, Hypers, check_hypers, typed
 from vgjax.names import nearest, text_of
+
+if TYPE_CHECKING:
+    import xarray as xr
 
 LARGEST_SEED = 2**32 - 1
 MOST_SEEDS = 1_000_000

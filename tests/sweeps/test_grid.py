@@ -300,7 +300,7 @@ def test_values_of_another_kind_in_python():
         Grid()
 
 
-def test_room_is_light():
+def test_module_is_light():
     """Reading a grid without ranges brings neither JAX nor NumPy."""
     code = (
         "import sys, vgjax.sweeps.grid as g; g.Grid(product={'bias': [True]}); print({'jax', 'numpy'} & {*sys.modules})"
