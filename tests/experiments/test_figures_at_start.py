@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 import vgjax.training.probe
+from experiments.__main__ import EXPERIMENTS
 from experiments.options import Options
 
 # Experiment → where a smoke test is too small for every row to hold, what to change in its size; and its faults. Each
@@ -80,6 +81,11 @@ def differing(experiment: Any, data: Any) -> list[str]:
 def healthy(request: pytest.FixtureRequest) -> tuple[Any, Any]:
     """Each experiment as it is."""
     return simulated(request.param)
+
+
+def test_every_experiment_is_run() -> None:
+    """Here, or through the command in test_experiments.py."""
+    assert {*TRIALS, "mxnet_mnist", "keras_notebook"} == set(EXPERIMENTS)
 
 
 def test_holds_without_a_fault(healthy: tuple) -> None:

@@ -22,12 +22,12 @@ from kills import PATIENCE, Command, chain, environment, kill, phases
 
 from vgjax import load
 
-TRAIN = "train --dataset iris --hidden 5 4 --batch-size 50 --epochs 60 --seeds 2 --optimizer adam --learning-rate 0.01"
+TRAIN = "train --dataset iris --hidden 5 4 --batch-size 50 --epochs 24 --seeds 2 --optimizer adam --learning-rate 0.01"
 GRID = """
 dataset: iris
 hidden: [5, 4]
 batch_size: 50
-epochs: 20
+epochs: 10
 optimizer: adam
 record: [norms, gradient_histogram]
 seeds: 2

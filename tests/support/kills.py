@@ -161,7 +161,7 @@ def kill(command: Command, folder: Path, sought: str, rng: random.Random) -> Kil
     since, began = time.time(), time.monotonic()
     process = command.start(folder)
     its = psutil.Process(process.pid)
-    wanted = rng.randint(1, 8)  # chunks of this process, where a phase is one of work
+    wanted = rng.randint(1, 4)  # chunks of this process, where a phase is one of work
     if sought in ("any", "start"):
         time.sleep(rng.uniform(0.0, 0.8 if sought == "any" else 0.2) * command.took)
     while process.poll() is None:

@@ -30,6 +30,7 @@ CONFIG = Config(
     batch_size=BATCH,
     epochs=3,
     cadence="every(3)",
+    record=("norms", "spread", "weights", "gradient_histogram"),  # few families, as a test compiles what it records
 )
 
 

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from platformdirs import user_cache_path
 
 from vgjax.data.dataset import Dataset, DataUnavailable, empty_classes
 from vgjax.data.idx import idx_folder
@@ -137,7 +138,7 @@ def ready(data_dir: PathLike | None = None) -> list[dict[str, Any]]:
 def default_data_dir() -> Path:
     """Where prepared data is kept: VGJAX_DATA_DIR, else TFDS_DATA_DIR, else vgjax in the user's cache folder."""
     given = os.environ.get("VGJAX_DATA_DIR") or os.environ.get("TFDS_DATA_DIR")
-    return Path(os.path.expanduser(given or Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "vgjax"))
+    return Path(os.path.expanduser(given)) if given else user_cache_path("vgjax")
 
 
 # Embedded
