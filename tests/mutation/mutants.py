@@ -48,7 +48,7 @@ PLAN = {  # how many mutants of each module, and the tests that know it
     "training/chunk_plan": (20, ["training/chunk_plan"]),
     "network/dense": (10, ["network/dense"]),
 }
-LEFT_OUT = (  # of these files: they compile for long, and about what other rooms do
+LEFT_OUT = (  # of these files: they compile for long, and test other modules
     "compiled",
     "explod",
     "lane_is_the_run_alone",
@@ -122,17 +122,13 @@ def sample(n: int | None, like: Path | None) -> None:
 
 def found_again(earlier: list[dict], mutants: list[dict], n: int | None) -> list[dict]:
     """Today's mutants that change the same lines in the same way; `n` of them, drawn with `SEED`."""
-
-    def text(line: str) -> str:
-        return "".join(line.partition("#")[0].split())
-
     today: dict[tuple, list[dict]] = {}
     for one in mutants:
-        today.setdefault((one["operator"].removeprefix("core/"), text(one["before"])), []).append(one)
+        today.setdefault((one["operator"].removeprefix("core/"), bare(one["before"])), []).append(one)
     found, lost = [], 0
     for row in earlier:
-        candidates = today.get((row["operator"], text(row["line"])), [])
-        same = [one for one in candidates if text(change(one)) == text(row["change"])]
+        candidates = today.get((row["operator"], bare(row["line"])), [])
+        same = [one for one in candidates if bare(change(one)) == bare(row["change"])]
         lost += not same
         found += [{**same[0], "earlier": row["outcome"]}] if same else []
     print(f"{len(found)} of {len(earlier)} mutants found again; the lines of {lost} have changed", flush=True)
@@ -319,8 +315,14 @@ def run(again: bool, modules: list[str]) -> None:
 
 def reason(mutant: dict) -> str:
     """Why a mutant does the same as the code, if somebody has found that out."""
-    listed = {(r["module"], r["change"]): r["reason"] for r in yaml.safe_load((HERE / "equivalent.yaml").read_text())}
-    return listed.get((mutant["module"], change(mutant)), "")
+    rows = yaml.safe_load((HERE / "equivalent.yaml").read_text())
+    listed = {(row["module"], bare(row["change"])): row["reason"] for row in rows}
+    return listed.get((mutant["module"], bare(change(mutant))), "")
+
+
+def bare(line: str) -> str:
+    """The code of a line, without spaces and comment."""
+    return "".join(line.partition("#")[0].split())
 
 
 def report() -> None:
