@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import pickle
 import re
 import shlex
@@ -12,6 +11,7 @@ import socket
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import jax
 import numpy as np
@@ -19,14 +19,15 @@ import pytest
 import small
 import xarray as xr
 from engine import assert_same_history
+from forks import COMMAND, Fork
 from machine_runs import CASES, RESUMED
-from paths import SUPPORT, TOP
+from paths import TOP
+from processes import environment
 
 from vgjax import load, run
 from vgjax.command.cli import main, parse
 from vgjax.training import checkpoint
 
-FAST = "--xla_backend_optimization_level=0"  # compiles in half the time
 ENDLESS = (
     "--dataset iris --hidden 8 8 --activation tanh --batch-size 50 --epochs 2000000 --seeds 2 --cadence every(1000)"
 )
@@ -42,13 +43,21 @@ def free_port():
         return found.getsockname()[1]
 
 
-def start(command, devices, **environment):
-    """A process with so many virtual devices."""
-    inherited = {name: value for name, value in os.environ.items() if not name.startswith("SLURM_")}
-    paths = os.pathsep.join([str(SUPPORT), str(TOP), os.environ.get("PYTHONPATH", "")])
-    own = {"JAX_NUM_CPU_DEVICES": str(devices), "JAX_PLATFORMS": "cpu", "XLA_FLAGS": FAST, "PYTHONPATH": paths}
+def around(devices):
+    """What a process with so many virtual devices finds around it; no cluster."""
+    return {name: value for name, value in environment(devices).items() if not name.startswith("SLURM_")}
+
+
+def as_a_user(words, devices, **more):
+    """A process of the command as a user starts it."""
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-    return subprocess.Popen([sys.executable, *map(str, command)], env=inherited | own | environment, **pipes)
+    command = [sys.executable, "-m", "vgjax", *map(str, words)]
+    return subprocess.Popen(command, env=around(devices) | more, **pipes)
+
+
+def start(words, devices, program=COMMAND):
+    """The same as a fork, of the command or another program."""
+    return Fork(words, Path.cwd(), around(devices), program)
 
 
 def ends_of(processes, timeout=280):
@@ -80,10 +89,10 @@ def found(tmp_path_factory, an_epoch_a_chunk):
         options = dict(dataset=small.dataset(), folder=top / "job", tensorboard="none", devices=1)
         run(*RESUMED, **options, progress=leave)
     address = f"127.0.0.1:{free_port()}"
-    script = SUPPORT / "machine_runs.py"
-    processes = [start([script, top / "alone.pickle", top / "alone"], 4)]
+    program = "import sys, machine_runs; machine_runs.main(sys.argv[1], sys.argv[2], sys.argv[3:])"
+    processes = [start([top / "alone.pickle", top / "alone"], 4, program)]
     for index in range(2):
-        processes.append(start([script, top / f"{index}.pickle", top / "job", address, 2, index], 2))
+        processes.append(start([top / f"{index}.pickle", top / "job", address, 2, index], 2, program))
     for status, _, errors in ends_of(processes):
         assert status == 0, errors
     return top, [pickle.loads((top / f"{name}.pickle").read_bytes()) for name in ("alone", 0, 1)]
@@ -133,8 +142,8 @@ def job(words, by_slurm=False, devices=1):
     """Two processes of a command, given the address or finding it."""
     port = free_port()
     if by_slurm:
-        return [start(["-m", "vgjax", *words, "--distributed"], devices, **slurm(i, port)) for i in range(2)]
-    return [start(["-m", "vgjax", *words, "--distributed", f"127.0.0.1:{port}", 2, i], devices) for i in range(2)]
+        return [as_a_user([*words, "--distributed"], devices, **slurm(i, port)) for i in range(2)]
+    return [start([*words, "--distributed", f"127.0.0.1:{port}", 2, i], devices) for i in range(2)]
 
 
 def wait_for_more(folder, processes):
@@ -189,7 +198,7 @@ with joined(sys.argv[1:4]):
 def test_a_process_that_computes_nothing_learns_of_the_loss(tmp_path):
     """JAX's service tells it so and aborts, with a page from C++; what is seen is the line."""
     address = f"127.0.0.1:{free_port()}"
-    _, idle = ends_of([start(["-c", IDLE, address, 2, index, tmp_path / "joined"], 1) for index in range(2)])
+    _, idle = ends_of([start([address, 2, index, tmp_path / "joined"], 1, IDLE) for index in range(2)])
     assert idle == (1, "", f"{GONE}\n")
 
 
@@ -206,7 +215,7 @@ def test_what_is_no_address(words, capsys):
 
 def test_no_cluster():
     """Where JAX detects none, the line says where it would, and what to give."""
-    [(status, out, errors)] = ends_of([start(["-m", "vgjax", "train", "--dataset", "iris", "--distributed"], 1)])
+    [(status, out, errors)] = ends_of([as_a_user(["train", "--dataset", "iris", "--distributed"], 1)])
     assert (status, out) == (2, "") and errors.startswith("vgjax: --distributed: no cluster found; allowed: ")
     assert errors.count("\n") == 1
 
@@ -217,7 +226,7 @@ def test_recipes_of_the_readme(tmp_path):
     assert cloud == slurm == [*plain, "--distributed"] and given[: len(plain)] == plain
     assert parse(cloud).distributed == () and parse(given).distributed == ("node1:1234", "2", "0")
     small_run = ["--epochs", "1", "--hidden", "8", "--tensorboard", "none", "--record", "norms", "--out"]
-    eight = start(["-m", "vgjax", *plain, *small_run, tmp_path / "8"], 8)
+    eight = start([*plain, *small_run, tmp_path / "8"], 8)
     assert main([*plain, *small_run, str(tmp_path / "1")]) == 0
     [(status, _, errors)] = ends_of([eight])
     assert status == 0, errors
@@ -243,7 +252,7 @@ def test_a_sweep_on_two_machines(tmp_path):
     assert "Best settings" in out and out2 == ""
     assert (tmp_path / "sweep" / "depth_learning_rate_validation_loss.png").exists()
     words[3] = tmp_path / "alone"
-    [(status, _, errors)] = ends_of([start(["-m", "vgjax", *words], 1)])
+    [(status, _, errors)] = ends_of([start(words, 1)])
     assert status == 0, errors
     found, alone = (load(tmp_path / name) for name in ("sweep", "alone"))
     for name in ("train_loss", "gradient_rms", "delta_rms"):

@@ -1,6 +1,5 @@
-"""A run in a process of its own, to be killed: `python checkpoint_run.py FOLDER`; slow enough to be caught half-way."""
+"""A run in a process of its own, to be killed; slow enough to be caught half-way."""
 
-import sys
 import time
 
 import small
@@ -23,7 +22,3 @@ def main(folder: str) -> None:
         time.sleep(0.7)
 
     run(CONFIG, SETTINGS, SEEDS, dataset=small.dataset(), folder=folder, tensorboard="none", devices=1, progress=dawdle)
-
-
-if __name__ == "__main__":
-    main(sys.argv[1])

@@ -1,7 +1,6 @@
 """Run in a process of its own with JAX_NUM_CPU_DEVICES set: the same small runs, however many devices share them."""
 
 import pickle
-import sys
 
 import jax
 import numpy as np
@@ -16,7 +15,7 @@ CASES = {
     "lanes with batch norm, the last batch kept": (changed(norm="batch", last_batch="keep"), "lanes", 4),
     "batch": (changed(reduction="sum", replicas=2, clip="global_norm", record=("all",)), "batch", 1),
     "batch with batch norm, the last batch kept": (
-        changed(norm="batch", last_batch="keep", record=("all",)),
+        changed(norm="batch", last_batch="keep", record=("norms", "activations", "decay", "noise")),
         "batch",
         1,
     ),
@@ -46,7 +45,3 @@ def main(path: str, names: list[str]) -> None:
         }
     with open(path, "wb") as file:
         pickle.dump(found, file)
-
-
-if __name__ == "__main__":
-    main(sys.argv[1], sys.argv[2:])

@@ -38,7 +38,7 @@ class Fork:
         context = multiprocessing.get_context("forkserver")
         context.set_forkserver_preload(PRELOADED)
         arguments = (program, [*map(str, words)], str(cwd), dict(env), [str(path) for path in self._said])
-        self._process = context.Process(target=_run, args=arguments)
+        self._process = context.Process(target=_run, args=arguments, daemon=True)
         self._process.start()
         self.pid = self._process.pid
 

@@ -1,7 +1,6 @@
 """Run in each process of a job, or alone: the same small runs, however many processes share their devices."""
 
 import pickle
-import sys
 
 import jax
 import numpy as np
@@ -43,7 +42,3 @@ def main(path: str, folder: str, where: list[str]) -> None:
 def plain(result):
     """History and variables, as they can be pickled."""
     return result.history.to_dict(), jax.tree.map(np.asarray, result.variables)
-
-
-if __name__ == "__main__":
-    main(sys.argv[1], sys.argv[2], sys.argv[3:])

@@ -1,4 +1,4 @@
-"""What processes that a test starts find around them."""
+"""The environment of processes that a test starts."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from paths import SUPPORT, TOP
 
 
 def environment(devices):
+    """So many virtual devices; programs compile without optimising."""
     paths = os.pathsep.join([str(SUPPORT), str(TOP), os.environ.get("PYTHONPATH", "")])
     fast = "--xla_backend_optimization_level=0"
     own = {"JAX_NUM_CPU_DEVICES": str(devices), "JAX_PLATFORMS": "cpu", "PYTHONPATH": paths, "XLA_FLAGS": fast}

@@ -1,4 +1,4 @@
-"""A sweep in a process of its own: `python sweep_run.py FOLDER SHARD`."""
+"""A sweep in a process of its own; its arguments are FOLDER and SHARD."""
 
 import sys
 
@@ -26,5 +26,6 @@ GRID = Grid(
 LANES = 4
 
 
-if __name__ == "__main__":
+def main() -> None:
+    """Train the sweep into a folder."""
     sweep(GRID, folder=sys.argv[1], dataset=small.dataset(), lanes=LANES, shard=sys.argv[2])

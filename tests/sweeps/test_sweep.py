@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from dataclasses import replace
 
 import numpy as np
@@ -12,7 +10,8 @@ import pandas as pd
 import pytest
 import small
 import sweep_run
-from paths import SUPPORT
+from forks import Fork
+from paths import TOP
 from processes import environment
 
 from vgjax import Config, Grid, load, run, sweep
@@ -198,9 +197,9 @@ def test_a_stop_is_taken_up_again(undisturbed, tmp_path, an_epoch_a_chunk):
 def test_however_many_devices(undisturbed, tmp_path, devices, shard):
     """Lanes or batch over virtual devices, fewer lanes than devices: the same history."""
     whole, _ = undisturbed
-    command = [sys.executable, str(SUPPORT / "sweep_run.py"), str(tmp_path / "sweep"), shard]
-    done = subprocess.run(command, env=environment(devices), capture_output=True, text=True, timeout=200)
-    assert done.returncode == 0, done.stderr
+    process = Fork([tmp_path / "sweep", shard], TOP, environment(devices), "import sweep_run; sweep_run.main()")
+    _, errors = process.communicate(timeout=400)
+    assert process.returncode == 0, errors
     found = load(tmp_path / "sweep")
     for i in (0, 7, 13, 22):
         depth = int(whole["depth"].values[i]) + 1

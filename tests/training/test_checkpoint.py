@@ -6,8 +6,6 @@ import json
 import pickle
 import shutil
 import signal
-import subprocess
-import sys
 import time
 
 import jax
@@ -17,7 +15,8 @@ import small
 import yaml
 from checkpoint_run import CONFIG, SEEDS
 from engine import SETTINGS, changed
-from paths import SUPPORT
+from forks import Fork
+from paths import TOP
 from processes import environment
 
 import vgjax.training.folder
@@ -48,11 +47,10 @@ with open(sys.argv[4], "wb") as file:
 def killed(tmp_path_factory):
     """A folder whose run was ended by SIGKILL after its second chunk and before its last; what was there then."""
     folder = tmp_path_factory.mktemp("killed") / "run"
-    command = [sys.executable, str(SUPPORT / "checkpoint_run.py"), str(folder)]
-    process = subprocess.Popen(command, env=environment(2), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
-    deadline = time.monotonic() + 120
+    process = Fork([folder], TOP, environment(2), "import sys, checkpoint_run; checkpoint_run.main(sys.argv[1])")
+    deadline = time.monotonic() + 240
     while len(list((folder / "history").glob("until-*.nc"))) < 3:
-        assert process.poll() is None and time.monotonic() < deadline, process.stderr.read().decode()
+        assert process.poll() is None and time.monotonic() < deadline, process.errors()
         time.sleep(0.02)
     process.send_signal(signal.SIGKILL)
     process.communicate()
@@ -68,9 +66,9 @@ def resumed(killed, tmp_path_factory):
     folders = [top / name for name in ("one", "two", "whole")]
     for folder in folders[:2]:
         shutil.copytree(killed, folder)
-    command = [sys.executable, "-c", RESUME, *map(str, folders), str(top / "found")]
-    done = subprocess.run(command, env=environment(2), stderr=subprocess.PIPE, text=True)
-    assert done.returncode == 0, done.stderr
+    process = Fork([*folders, top / "found"], TOP, environment(2), RESUME)
+    _, errors = process.communicate()
+    assert process.returncode == 0, errors
     return top, pickle.loads((top / "found").read_bytes())
 
 

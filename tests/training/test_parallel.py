@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-import os
 import pickle
-import subprocess
-import sys
 
 import numpy as np
 import pytest
 import xarray as xr
 from device_runs import CASES
 from engine import assert_same_history
-from paths import SUPPORT, TOP
+from forks import Fork
+from paths import TOP
+from processes import environment
 
 from vgjax.training import parallel
 
-FAST = "--xla_backend_optimization_level=0"  # compiles in half the time
 LANES, LANES_NORM, BATCH, BATCH_NORM = CASES
 RUNS = {1: list(CASES), 2: [LANES_NORM, BATCH, BATCH_NORM], 4: [BATCH], 8: [LANES, BATCH_NORM]}
 
@@ -29,12 +27,10 @@ def found(tmp_path_factory):
     for pair in ((1, 2), (4, 8)):
         processes = {}
         for n in pair:
-            environment = {**os.environ, "JAX_NUM_CPU_DEVICES": str(n), "XLA_FLAGS": FAST, "JAX_PLATFORMS": "cpu"}
-            environment["PYTHONPATH"] = os.pathsep.join([str(SUPPORT), str(TOP), os.environ.get("PYTHONPATH", "")])
-            command = [sys.executable, str(SUPPORT / "device_runs.py"), str(folder / str(n)), *RUNS[n]]
-            processes[n] = subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True)
+            program = "import sys, device_runs; device_runs.main(sys.argv[1], sys.argv[2:])"
+            processes[n] = Fork([folder / str(n), *RUNS[n]], TOP, environment(n), program)
         for n, process in processes.items():
-            _, errors = process.communicate(timeout=300)
+            _, errors = process.communicate(timeout=600)
             assert process.returncode == 0, errors
             results[n] = pickle.loads((folder / str(n)).read_bytes())
     return results
