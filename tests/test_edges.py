@@ -14,6 +14,7 @@ import pytest
 import reference
 import small
 import xarray as xr
+from paths import SUPPORT, TOP
 
 import vgjax
 from vgjax import analysis, figures
@@ -260,8 +261,7 @@ def test_64_bit_mode_and_a_silent_process(tmp_path):
         "--out",
         str(tmp_path / "run"),
     ]
-    here = os.path.dirname(__file__)
-    path = os.pathsep.join([here, os.path.dirname(here), os.environ.get("PYTHONPATH", "")])
+    path = os.pathsep.join([os.path.dirname(__file__), str(SUPPORT), str(TOP), os.environ.get("PYTHONPATH", "")])
     run = subprocess.run(
         [*command, *options],
         env=os.environ | {"JAX_ENABLE_X64": "1", "PYTHONPATH": path},

@@ -102,7 +102,7 @@ def test_only_the_arrays_stay(tiny_cache):
 
 
 def test_cached_arrays_need_neither_tfds_nor_tensorflow(tiny_cache):
-    code = "import sys; from vgjax import data; tiny = catalogue.load('tiny_images', sys.argv[1])\n"
+    code = "import sys; from vgjax import data; tiny = data.load('tiny_images', sys.argv[1])\n"
     ran = run_python(code + "print(len(tiny.train_labels), *sys.modules)", tiny_cache)
     assert ran.returncode == 0, ran.stderr
     count, *modules = ran.stdout.split()

@@ -271,7 +271,7 @@ PYTHON: list[tuple[str, dict[str, Any], str]] = [
     *(("run", {"seeds": value}, "seeds") for value in (None, "3", 1.5, True, 0, [], [-1], ["1"], 2**32, [2**32])),
     *(("run", {"devices": value}, "devices") for value in (0, -1, 999, "1", 1.0)),
     *(("run", {name: "no"}, name) for name in ("shard", "tensorboard")),
-    ("run", {"paired": True, "seeds": 2}, "pairs"),
+    ("run", {"paired": True, "seeds": 2}, "paired"),
     *(("run", {"config": value}, "config") for value in (None, {})),
 ]  # fmt: skip
 

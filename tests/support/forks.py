@@ -34,7 +34,7 @@ class Fork:
     """
 
     def __init__(self, words: Sequence[str], cwd: Path, env: Mapping[str, str], program: str = COMMAND):
-        self._said = [Path(tempfile.mkstemp(prefix="vgjax-test-")[1]) for _ in range(2)]
+        self._said = [_new_file() for _ in range(2)]
         context = multiprocessing.get_context("forkserver")
         context.set_forkserver_preload(PRELOADED)
         arguments = (program, [*map(str, words)], str(cwd), dict(env), [str(path) for path in self._said])
@@ -73,6 +73,12 @@ class Fork:
         for path in self._said:
             path.unlink(missing_ok=True)
         return said[0], said[1]
+
+
+def _new_file() -> Path:
+    descriptor, path = tempfile.mkstemp(prefix="vgjax-test-")
+    os.close(descriptor)
+    return Path(path)
 
 
 def _run(program: str, words: list[str], cwd: str, environment: dict[str, str], said: list[str]) -> None:

@@ -243,7 +243,7 @@ def test_threads_read_and_write_at_once(folder, tmp_path):
     program = """
 import pathlib, sys
 from concurrent.futures import ThreadPoolExecutor
-from vgjax import history
+from vgjax.training import history
 folder, other = map(pathlib.Path, sys.argv[1:])
 first = history.load(folder)
 def again(i):

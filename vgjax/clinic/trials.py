@@ -58,19 +58,19 @@ def phase(phi: str | Activation, sigma_w2: Estimate) -> Phase:
     """Ordered, critical or chaotic for an interval of σ_w²; critical if the interval of χ₁ contains 1."""
     critical, _ = critical_point(phi)
     at = [fixed_point(phi, one) for one in sigma_w2[:3]]
-    chi1 = [
+    growths = [
         float(chi1(ALMOST_INFINITE, one, phi)) if np.isinf(fixed.q) else fixed.chi1
         for one, fixed in zip(sigma_w2[:3], at, strict=True)
     ]
-    low, high = min(chi1), max(chi1)
+    low, high = min(growths), max(growths)
     is_critical = low - ROUNDING <= 1 <= high + ROUNDING
     depths = [
         DEPTH_SCALES / abs(np.log(growth)) if np.isinf(fixed.q) else DEPTH_SCALES * fixed.xi_c
-        for growth, fixed in zip(chi1, at, strict=True)
+        for growth, fixed in zip(growths, at, strict=True)
     ]
     depth = (min(depths), np.inf) if is_critical else (min(depths), max(depths))
     name = "critical" if is_critical else "ordered" if high < 1 else "chaotic"
-    return Phase(name, critical, Estimate(chi1[0], low, high, sigma_w2.n), bool(np.isinf(at[0].q)), depth)
+    return Phase(name, critical, Estimate(growths[0], low, high, sigma_w2.n), bool(np.isinf(at[0].q)), depth)
 
 
 def compared_signals(config: Config, hypers: Sequence[Hypers], data: Dataset) -> list[xr.Dataset]:

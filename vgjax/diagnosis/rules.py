@@ -84,8 +84,8 @@ def diagnose(history: xr.Dataset, dataset: Dataset | None = None, data_dir: str 
     Example:
       >>> import vgjax
       >>> config = Config(dataset="iris", hidden=(16,) * 8, activation="sigmoid", initializer="lecun_normal", epochs=1)
-      >>> [finding.rule for finding in diagnose(vgjax.run(config).history).findings]
-      ['vanishing']
+      >>> diagnose(vgjax.run(config).history).findings[0].rule  # the most serious
+      'vanishing'
     """
     config = run_of(history).config
     unchecked = dict(_unchecked(history, config))

@@ -61,6 +61,7 @@ def rerun(
       ValueError: the result is not finished, does not say how it was made, or can no longer be made.
 
     Example:
+      >>> from vgjax import Config, run
       >>> _ = run(Config(dataset="iris", hidden=(8,), epochs=1), folder="runs/one")
       >>> rerun("runs/one").differences
       {}
