@@ -65,7 +65,7 @@ def _share(own: Path) -> None:
     mine = [path for path in own.glob("*-cache") if path.stat().st_mtime >= since]
     others = [path for path in own.parent.glob("*/*-cache") if path.parent != own and path.name not in known]
     for path in [*mine, *others]:
-        with contextlib.suppress(FileNotFoundError):
+        with contextlib.suppress(FileNotFoundError, FileExistsError):
             try:
                 decompress_executable(path.read_bytes())
             except Exception:
