@@ -1,6 +1,5 @@
 """Strict shapes and dtypes everywhere, JAX's compilation cache, and a user's environment."""
 
-import gc
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,10 +12,13 @@ import compilation_cache
 
 compilation_cache.set_up()
 
+import compiling
 import jax
 import pytest
 
-from vgjax.training import chunk_plan, probe, programs
+from vgjax.training import chunk_plan
+
+compiling.set_up()
 
 collect_ignore_glob = ["tests/mutation/*", "tests/support/*"]  # no tests
 MOST_MAPS = 15_000
@@ -35,6 +37,12 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items.sort(key=lambda item: rank.get(item.path.stem, len(LONGEST)))
 
 
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Compile as users do for a test that is marked `optimised`, else quickly."""
+    compiling.compile_as(compiling.USERS if item.get_closest_marker("optimised") else compiling.QUICK)
+
+
 @pytest.fixture(autouse=True)
 def examples_run_in_a_folder_of_their_own(request: pytest.FixtureRequest) -> None:
     """What the example of a docstring writes is not left behind."""
@@ -48,26 +56,7 @@ def few_memory_maps() -> Iterator[None]:
     yield
     maps = Path("/proc/self/maps")
     if maps.exists() and maps.read_text().count("\n") > MOST_MAPS:
-        forget_programs()
-
-
-@pytest.fixture(scope="module")
-def compiled_quickly() -> Iterator[None]:
-    """Programs are compiled without optimising, in two thirds of the time, for tests that are not about arithmetic."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")  # in the processes that such tests start
-        jax.config.update("jax_disable_most_optimizations", True)
-        yield
-    jax.config.update("jax_disable_most_optimizations", False)
-    forget_programs()  # other tests want them optimised
-
-
-def forget_programs() -> None:
-    """Whatever was compiled is compiled again where it is needed."""
-    for cached in (programs._chunk_program, programs._divergence_program, programs._start_program, probe._program):
-        cached.cache_clear()
-    jax.clear_caches()
-    gc.collect()
+        compiling.forget_programs()
 
 
 @pytest.fixture(scope="module")

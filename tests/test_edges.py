@@ -23,6 +23,8 @@ from vgjax.config import Config, Hypers
 from vgjax.data.catalogue import Dataset, empty_classes
 from vgjax.statistics import weights
 
+pytestmark = pytest.mark.optimised
+
 LINEAR = Config(
     dataset="small",
     hidden=(8, 8, 8),

@@ -24,8 +24,6 @@ from vgjax.data.catalogue import load
 from vgjax.initializers import INITIALIZERS
 from vgjax.theory.criticality import critical_line
 
-pytestmark = pytest.mark.usefixtures("compiled_quickly")
-
 PATIENTS = """
 import itertools
 import jax, jax.numpy as jnp, numpy as np

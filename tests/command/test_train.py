@@ -20,8 +20,6 @@ from vgjax.config import Config
 from vgjax.settings import parse_seeds
 from vgjax.training import history
 
-pytestmark = pytest.mark.usefixtures("compiled_quickly")
-
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):

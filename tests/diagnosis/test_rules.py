@@ -25,8 +25,6 @@ from vgjax.diagnosis.rules import RULES, diagnose
 from vgjax.theory.criticality import critical_variance
 from vgjax.training.loop import run
 
-pytestmark = pytest.mark.usefixtures("compiled_quickly")
-
 RELU = replace(SMALL, dataset="digits", scaling="auto", batch_size=50, epochs=4, hidden=(32,) * 4, activation="relu")
 HE = Hypers(learning_rate=0.01, sigma_w=math.sqrt(2))
 

@@ -9,6 +9,8 @@ import pytest
 
 from vgjax.network.dense import LARGEST_SMALL, Dense, dot_general
 
+pytestmark = pytest.mark.optimised
+
 EXAMPLES = 4
 FEW, MANY = (6, 5), (400, 300)  # weights
 assert EXAMPLES * np.prod(FEW) <= LARGEST_SMALL < EXAMPLES * np.prod(MANY)

@@ -22,8 +22,6 @@ from vgjax.config import check_hypers
 from vgjax.settings import read_settings
 from vgjax.sweeps.grid import read_grid
 
-pytestmark = pytest.mark.usefixtures("compiled_quickly")
-
 AT_LEAST = 1000
 
 

@@ -21,7 +21,7 @@ from vgjax.data import catalogue
 from vgjax.sweeps.grid import Grid
 from vgjax.sweeps.sweep import sweep
 
-pytestmark = pytest.mark.usefixtures("an_epoch_a_chunk", "compiled_quickly")
+pytestmark = pytest.mark.usefixtures("an_epoch_a_chunk")
 STEPS = [3, 6, 9]
 FLIPS = 6  # in each file
 

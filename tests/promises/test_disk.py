@@ -24,7 +24,7 @@ from vgjax.training import checkpoint, history
 from vgjax.training.folder import claimed
 from vgjax.training.tensorboard import Records
 
-pytestmark = pytest.mark.usefixtures("an_epoch_a_chunk", "compiled_quickly")
+pytestmark = pytest.mark.usefixtures("an_epoch_a_chunk")
 TRAIN = ["train", "--dataset", "iris", "--hidden", "8", "6", "--activation", "tanh", "--batch-size", "25"]
 TRAIN += ["--epochs", "4", "--cadence", "every(3)"]
 LAST = 24  # steps, in chunks of 6

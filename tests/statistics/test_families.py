@@ -145,6 +145,7 @@ def batch(scale=1.0):
     return jnp.asarray(inputs), jnp.asarray(rng.integers(CLASSES, size=EXAMPLES), jnp.int32)
 
 
+@pytest.mark.optimised
 @pytest.mark.parametrize(("name", "masked"), [("tanh", False), ("relu", True), ("sigmoid", True), ("gelu", False)])
 def test_every_statistic_against_float64(name, masked):
     """All families of one step; with a mask, the last examples count nowhere."""

@@ -11,6 +11,8 @@ from numpy_statistics import TINY, from_bits, numpy_counts
 from vgjax.network.layer_names import weight_groups
 from vgjax.statistics import histograms
 
+pytestmark = pytest.mark.optimised
+
 
 @pytest.fixture(scope="module")
 def any_floats():

@@ -8,6 +8,8 @@ from numpy_statistics import SIZES, tree_of
 from vgjax.network.layer_names import groups
 from vgjax.statistics import units, weights
 
+pytestmark = pytest.mark.optimised
+
 
 def test_every_layer_needs_its_slope():
     layers = groups({"layer_1": jnp.ones((2, 3)), "layer_2": jnp.ones((2, 3))})

@@ -11,6 +11,8 @@ from numpy_statistics import SIZES, TINY, expected, from_bits, tree_of
 from vgjax.network.layer_names import weight_groups
 from vgjax.statistics import weights
 
+pytestmark = pytest.mark.optimised
+
 
 def found(g):
     """The package's, of one layer, compiled."""

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import os
 
+from compiling import FLAGS
 from paths import SUPPORT, TOP
 
 
 def environment(devices):
     """So many virtual devices; programs compile without optimising."""
     paths = os.pathsep.join([str(SUPPORT), str(TOP), os.environ.get("PYTHONPATH", "")])
-    fast = "--xla_backend_optimization_level=0"
-    own = {"JAX_NUM_CPU_DEVICES": str(devices), "JAX_PLATFORMS": "cpu", "PYTHONPATH": paths, "XLA_FLAGS": fast}
+    own = {"JAX_NUM_CPU_DEVICES": str(devices), "JAX_PLATFORMS": "cpu", "PYTHONPATH": paths, "XLA_FLAGS": FLAGS}
     return {**os.environ, **own}

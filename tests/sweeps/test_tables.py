@@ -19,8 +19,6 @@ from vgjax.data.catalogue import load
 from vgjax.sweeps import map_figures, tables
 from vgjax.sweeps.theory_curves import Curve, theory_curve
 
-pytestmark = pytest.mark.usefixtures("compiled_quickly")
-
 CONFIG = Config("iris", hidden=(9, 9), activation="relu", initializer="mean_field", batch_size=16, epochs=2)
 CONFIG = replace(CONFIG, record=("norms", "deltas"))
 RATES, SIGMAS, DEPTHS, SEEDS = (0.03, 0.3, 1e12), (1.0, 1.5), (2, 4), (0, 1, 2)

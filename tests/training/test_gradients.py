@@ -19,6 +19,8 @@ from vgjax.training.optim import make_optimizer
 from vgjax.training.parallel import Layout
 from vgjax.training.step import Lane, Program, State, train_step
 
+pytestmark = pytest.mark.optimised
+
 TUTORIAL = (512, 256, 128, 64, 32, 16)
 INITIALIZER = {"sigmoid": "normal(0.3)", "linear": "lecun_normal"}  # a sigmoid network vanishes enough by itself
 

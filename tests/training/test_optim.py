@@ -14,6 +14,8 @@ from vgjax.config import Config, Hypers
 from vgjax.statistics.view import Points
 from vgjax.training.optim import CLIPS, OPTIMIZERS, SCHEDULES, make_optimizer, zeroed
 
+pytestmark = pytest.mark.optimised
+
 LR = 0.1
 RTOL = 1e-5
 ADAM = 5e-5  # 1 − β₂ᵗ loses three digits of float32

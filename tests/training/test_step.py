@@ -25,6 +25,8 @@ from vgjax.training.chunk import orders_of, run_chunk
 from vgjax.training.history import load
 from vgjax.training.step import Plan, fresh_state, initial_state, purpose_key, record, train_step
 
+pytestmark = pytest.mark.optimised
+
 
 @pytest.fixture(scope="module")
 def eight_lanes():

@@ -20,6 +20,8 @@ from vgjax.statistics import histograms, weights
 from vgjax.statistics.families import statistics_of
 from vgjax.watching import optimizer
 
+pytestmark = pytest.mark.optimised
+
 
 @pytest.fixture(autouse=True)
 def as_jax_comes():
