@@ -18,6 +18,7 @@ from paths import TOP
 
 import vgjax
 
+pytestmark = pytest.mark.optimised
 EXAMPLES = TOP / "experiments" / "examples"
 MARK = "  # vgjax"
 

@@ -13,6 +13,8 @@ import vgjax.training.probe
 from experiments.__main__ import EXPERIMENTS
 from experiments.options import Options
 
+pytestmark = pytest.mark.optimised  # wide networks, which compute for longer than they compile
+
 # Experiment → where a smoke test is too small for every row to hold, what to change in its size; and its faults. Each
 # fault of the engine, for which all networks are simulated again, is planted once; those of the oracle cost little.
 TRIALS: dict[str, tuple[dict[str, Any], tuple[faults.Fault, ...]]] = {

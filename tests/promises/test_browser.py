@@ -26,8 +26,8 @@ SIZE = {"width": 1600, "height": 2600}  # all of a first page
 def address(tmp_path_factory):
     """TensorBoard's own server, on the folder of a run one of whose two lanes explodes."""
     folder = tmp_path_factory.mktemp("browser") / "run"
-    families = (*small.CONFIG.record, "activations", "weight_histogram")
-    run(dataclasses.replace(small.CONFIG, record=families), [Hypers(0.1), Hypers(1e38)], 1, dataset=small.dataset(), folder=folder)
+    config = dataclasses.replace(small.CONFIG, record=(*small.CONFIG.record, "activations", "weight_histogram"))
+    run(config, [Hypers(0.1), Hypers(1e38)], 1, dataset=small.dataset(), folder=folder)
     command = [sys.executable, "-m", "tensorboard.main", "--logdir", folder / "tensorboard"]
     command += ["--host", "127.0.0.1", "--port", "0"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as server:

@@ -18,16 +18,17 @@ import numpy as np
 import pytest
 import small
 from event_files import read_events, values_of
+from forks import COMMAND
 from kills import PATIENCE, Command, chain, environment, kill, phases
 
 from vgjax import load
 
-TRAIN = "train --dataset iris --hidden 5 4 --batch-size 50 --epochs 24 --seeds 2 --optimizer adam --learning-rate 0.01"
+TRAIN = "train --dataset iris --hidden 5 4 --batch-size 50 --epochs 14 --seeds 2 --optimizer adam --learning-rate 0.01"
 GRID = """
 dataset: iris
 hidden: [5, 4]
 batch_size: 50
-epochs: 10
+epochs: 7
 optimizer: adam
 record: [norms, gradient_histogram]
 seeds: 2
@@ -207,9 +208,9 @@ def test_a_stop_says_how_to_go_on(commands, tmp_path, name, number, phase, times
     """One line: its command leads to the undisturbed run. What had landed is saved; by a second signal, or not."""
     command, whole = commands[name]
     folder, since = tmp_path / "in here", time.time()
-    process = command.users([*command.words, "--out", str(folder)])
+    process = command.process([*command.words, "--out", str(folder)], COMMAND)
     while phase not in phases(folder, since):
-        assert process.poll() is None, process.stderr.read()
+        assert process.poll() is None, process.errors()
         time.sleep(0.001)
     for _ in range(times):
         process.send_signal(number)
@@ -235,10 +236,10 @@ def test_a_second_signal_does_not_wait_for_the_chunk(commands, tmp_path, number)
     """Which takes several seconds, and would have to land first."""
     command, folder = commands["train"][0], tmp_path / "run"
     words = "train --dataset digits --batch-size 1 --hidden 512 512 512 --seeds 2 --record norms --tensorboard none"
-    process = command.users([*words.split(), "--out", str(folder)])
+    process = command.process([*words.split(), "--out", str(folder)], COMMAND)
     try:
         while not (landed := len(list(folder.glob("history/until-*.nc")))):
-            assert process.poll() is None, process.stderr.read()
+            assert process.poll() is None, process.errors()
             time.sleep(0.05)
         process.send_signal(number)
         time.sleep(1.0)

@@ -25,14 +25,14 @@ from vgjax.network.layer_names import weight_groups
 from vgjax.network.model import initial_variables, stacks
 from vgjax.statistics.families import FAMILIES, LAYER, Family, Statistic, all_statistics, chosen, kept, statistics_of
 from vgjax.sweeps import tables
-from vgjax.training import history, programs
+from vgjax.training import history
 from vgjax.training.loop import run
 from vgjax.training.optim import make_optimizer
 from vgjax.training.parallel import Layout
 from vgjax.training.step import Lane, Program, State, record, train_step
 
 FEATURES, CLASSES, EXAMPLES = 7, 4, 24
-HYPERS = Hypers(learning_rate=0.2, clip_threshold=0.004)
+HYPERS = Hypers(learning_rate=0.2, clip_threshold=0.004, weight_decay=0.1)
 FEW = {"record": ("norms", "decay", "points", "delta_histogram")}  # families, which compile faster than all
 
 
@@ -181,18 +181,12 @@ def test_alignment_of_independent_directions_is_one():
 def test_dead_and_saturated_units():
     """A bias far below zero kills every ReLU and saturates every tanh."""
     for name in ("relu", "tanh"):
-        config = config_of(activation=name, hidden=(9, 8), initializer="normal(0.001)")
+        config = config_of(activation=name, initializer="normal(0.001)", record=("activations",))
         inputs, labels = batch()
         variables = initial_variables(config, CLASSES, Hypers(), jax.random.key(3), inputs)
         bias = variables["params"]["layer_1"]["bias"].at[:3].set(-50.0)
         variables["params"]["layer_1"]["bias"] = bias
-        program = Program(config, CLASSES, EXAMPLES, Layout(1, "lanes"))
-        tx = make_optimizer(config, HYPERS, 10)
-        state = State(variables, tx.init(variables["params"]))
-        _, outcome, view = train_step(
-            program, Lane(HYPERS, jax.random.key(0), jnp.int32(0)), state, Batch(inputs, labels, None)
-        )
-        found = record(program, outcome, view)
+        found, _ = jax.jit(step_of(config, inputs, labels))(variables)
         assert float(found["activation_dead_fraction"][0]) == pytest.approx(3 / 9)
         if name == "tanh":
             assert float(found["activation_saturated_fraction"][0]) == pytest.approx(3 / 9)
@@ -202,42 +196,29 @@ def test_dead_and_saturated_units():
     "changes",
     [
         {"norm": "layer", "branch": "rezero", "activation": "relu"},
-        {"norm": "batch", "norm_at": "layer_inputs", "branch": "residual", "bias": False, "last_batch": "keep"} | FEW,
+        {"norm": "batch", "norm_at": "layer_inputs", "branch": "residual", "bias": False} | FEW,
         {"decay": "l2", "optimizer": "momentum", "clip": "global_norm", "initializer": "orthogonal"} | FEW,
     ],
     ids=str,
 )
 def test_a_stack_is_its_layers(monkeypatch, changes):
     """Scanned or not: the same draws, statistics and trained weights, whatever norm, branch, decay and clipping."""
-    config = config_of(
-        hidden=(12, *[10] * 4, 6), batch_size=16, epochs=2, dataset="small", cadence="every(2)", **changes
-    )
+    config = config_of(hidden=(12, *[10] * 4, 6), **changes)
     monkeypatch.setattr(model, "SHORTEST_STACK", 3)
     assert stacks(config) == [(3, 5)]
-    hypers = Hypers(learning_rate=0.01, weight_decay=0.1, sigma_b=0.1, clip_threshold=0.1)
-
-    def both():
-        programs._chunk_program.cache_clear()
-        programs._start_program.cache_clear()
-        return run(config, hypers, 2, dataset=small.dataset())
-
-    stacked = both()
+    stacked, drawn, after = one_record(config, *batch())
     monkeypatch.setattr(model, "SHORTEST_STACK", 100)
-    single = both()
-    programs._chunk_program.cache_clear()
-    programs._start_program.cache_clear()
-    assert "layers_3_to_5" in stacked.variables["params"] and "layer_3" in single.variables["params"]
-    assert stacked.history["layer"].values.tolist() == single.history["layer"].values.tolist()
-    for name, values in single.history.isel(record=slice(0, 2)).data_vars.items():
-        if name in ("gradient_mean", "first_bad_layer", "first_bad_in") or "evaluation" in values.dims:
-            continue
+    assert stacks(config) == []
+    single, drawn_singly, after_singly = one_record(config, *batch())
+    assert list(drawn) == list(drawn_singly) and "layer_4" in drawn
+    jax.tree.map(np.testing.assert_array_equal, drawn, drawn_singly)
+    jax.tree.map(lambda one, other: np.testing.assert_allclose(one, other, rtol=2e-3, atol=1e-6), after, after_singly)
+    assert set(single) == set(stacked)
+    for name, values in single.items():
         if name.endswith("histogram"):
-            moved = np.abs(values - stacked.history.isel(record=slice(0, 2))[name]).sum(["layer", "bin"])
-            assert (moved <= 0.01 * values.sum(["layer", "bin"])).all(), name
-        elif name != "update_cosine" or config.optimizer != "adam":
-            np.testing.assert_allclose(
-                stacked.history.isel(record=slice(0, 2))[name], values, rtol=2e-3, atol=1e-6, err_msg=name
-            )
+            assert np.abs(values - stacked[name]).sum() <= 0.01 * values.sum(), name
+        elif name != "gradient_mean" and (name != "update_cosine" or config.optimizer != "adam"):
+            np.testing.assert_allclose(stacked[name], values, rtol=2e-3, atol=1e-6, err_msg=name)
 
 
 def test_what_keeps_layers_apart():

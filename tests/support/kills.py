@@ -74,9 +74,9 @@ class Command:
             words.append("--resume")
         return self.process(words)
 
-    def process(self, words: list[str]) -> Fork:
-        """That line, with a chunk an epoch and a checkpoint at each."""
-        return Fork(words, self.where, self.environment, PROGRAM)
+    def process(self, words: list[str], program: str = PROGRAM) -> Fork:
+        """That line, by default with a chunk an epoch and a checkpoint at each."""
+        return Fork(words, self.where, self.environment, program)
 
     def users(self, words: list[str]) -> subprocess.Popen:
         """That line as a user starts it."""
@@ -162,14 +162,14 @@ def kill(command: Command, folder: Path, sought: str, rng: random.Random) -> Kil
     since, began = time.time(), time.monotonic()
     process = command.start(folder)
     its = psutil.Process(process.pid)
-    wanted = rng.randint(1, 4)  # chunks of this process, where a phase is one of work
+    wanted = rng.randint(1, 2)  # chunks of this process, where a phase is one of work
     if sought in ("any", "start"):
         time.sleep(rng.uniform(0.0, 0.8 if sought == "any" else 0.2) * command.took)
     while process.poll() is None:
         assert time.monotonic() < began + PATIENCE, f"never in phase {sought}"
         now = phases(folder, since)
         if sought not in ("any", *now) or (sought in WORK and len(landed(folder, since)) < wanted):
-            time.sleep(0.001)
+            time.sleep(0.002)
             continue
         time.sleep(rng.uniform(0.0, 0.5 if sought == "compile" else 0.004))
         process.send_signal(signal.SIGSTOP)
