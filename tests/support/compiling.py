@@ -11,20 +11,16 @@ import os
 from typing import Any
 
 import jax
+import jaxlib.version
 from jax._src import compiler
 
 from vgjax.training import probe, programs
 
-QUICK = {
-    "xla_backend_optimization_level": 0,
-    "xla_llvm_disable_expensive_passes": True,
-    "xla_cpu_use_fusion_emitters": False,
-}
-USERS = {  # XLA's defaults, said here, as it reads XLA_FLAGS once in a process
-    "xla_backend_optimization_level": 3,
-    "xla_llvm_disable_expensive_passes": False,
-    "xla_cpu_use_fusion_emitters": True,
-}
+QUICK = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
+USERS = {"xla_backend_optimization_level": 3, "xla_llvm_disable_expensive_passes": False}  # XLA's defaults
+if jaxlib.version.__version_info__ < (0, 11):  # later ones have the newer emitter alone
+    QUICK["xla_cpu_use_fusion_emitters"] = False
+    USERS["xla_cpu_use_fusion_emitters"] = True
 FLAGS = " ".join(f"--{name}={str(value).lower()}" for name, value in QUICK.items())  # for processes that tests start
 
 _options = {"of this process": USERS}
@@ -32,7 +28,7 @@ _users_flags = os.environ.get("XLA_FLAGS", "")
 
 
 def set_up() -> None:
-    """Let what this process compiles from now on follow `compile_as`."""
+    """Let what this process compiles from now on follow `compile_as`; XLA itself reads XLA_FLAGS only once."""
     original = compiler.get_compile_options
 
     def get_compile_options(*args: Any, env_options_overrides: dict | None = None, **options: Any) -> Any:

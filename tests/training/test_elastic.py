@@ -24,10 +24,10 @@ CONFIG = Config(
 FEW = {"record": ("norms", "decay", "activations")}  # families, which compile faster than all
 VARIANTS = {
     "plain": {},
-    "layer norm, residual, adam": {"norm": "layer", "branch": "residual", "optimizer": "adam"} | FEW,
-    "rezero, clipped": {"branch": "rezero", "clip": "global_norm"} | FEW,
-    "batch norm, a masked last batch": {"last_batch": "keep", "norm": "batch"} | FEW,
-    "some layers": {"record_layers": ("layer_1", "layer_4")} | FEW,
+    "layer norm, rezero": {"norm": "layer", "branch": "rezero", "optimizer": "adam", "clip": "global_norm"} | FEW,
+    "batch norm, residual": {"norm": "batch", "branch": "residual", "last_batch": "keep"}
+    | {"record_layers": ("layer_1", "layer_4")}
+    | FEW,
 }
 HYPERS = Hypers(learning_rate=0.02, sigma_w=0.9, sigma_b=0.2, clip_threshold=0.5)
 
