@@ -70,8 +70,9 @@ def measure(options: Options) -> dict[str, list[float]]:
     from rich.progress import track
 
     turns, order = (1, list(contestants)) if options.smoke else (options.repeats, _order_in_a_turn(contestants))
-    for contestant in contestants.values():  # warm up: compile
-        contestant(-1)
+    if not options.smoke:
+        for contestant in contestants.values():  # warm up: compile
+            contestant(-1)
     for turn in track(range(turns), description="turns", disable=not sys.stderr.isatty()):
         for name in order:
             seconds[name].append(contestants[name](turn))
@@ -89,9 +90,7 @@ def _our_contestants(options: Options) -> dict[str, Contestant]:
 
     images = _images(options.steps // CHUNKS * tutorial.CLEAN.batch_size)
     config = replace(tutorial.CLEAN, **tutorial.GRID["uniform, relu"], dataset="synthetic", validate="end")
-    config = replace(config, epochs=CHUNKS + 1)
-    if options.smoke:
-        config = replace(config, hidden=(32, 16), epochs=2)
+    config = replace(_sized(config, options), epochs=2 if options.smoke else CHUNKS + 1)
     return {
         **{name: _steps_on_images(config, images, *recording) for name, recording in RECORDINGS.items()},
         "matmul": _matrix_products(config, options.steps),
@@ -102,6 +101,11 @@ def _our_contestants(options: Options) -> dict[str, Contestant]:
         "deep": _first_step(config, images, 14 if options.smoke else 240),
         "shallow": _first_step(config, images, 2 if options.smoke else 8),
     }
+
+
+def _sized(config: Config, options: Options) -> Config:
+    """The config, in a smoke run of a small network."""
+    return replace(config, hidden=(32, 16)) if options.smoke else config
 
 
 def _steps_on_images(
@@ -226,13 +230,13 @@ def _peer_contestants(options: Options) -> dict[str, Contestant]:
     return contestants
 
 
-def facts(seconds: dict[str, list[float]], n_steps: int) -> dict[str, Any]:
+def facts(seconds: dict[str, list[float]], options: Options) -> dict[str, Any]:
     """Numbers that are not ratios: times of a step and of the start, and bytes that leave the device at a record."""
     import experiments.mxnet_mnist as tutorial
     from vgjax import run
 
     images = _images(2 * tutorial.CLEAN.batch_size)
-    config = replace(tutorial.CLEAN, dataset="synthetic", steps=1)
+    config = replace(_sized(tutorial.CLEAN, options), dataset="synthetic", steps=1)
     bytes_of = {}
     for name, record in (("norms", ("norms",)), ("default", config.record), ("everything", ("all",))):
         history = run(replace(config, record=record), dataset=images, devices=1).history
@@ -246,7 +250,7 @@ def facts(seconds: dict[str, list[float]], n_steps: int) -> dict[str, Any]:
         subprocess.run(command, capture_output=True, check=True)
         start[name] = round(time.perf_counter() - begun, 2)
     per_step = {
-        name: 1e3 * float(np.median(seconds[name])) / n_steps
+        name: 1e3 * float(np.median(seconds[name])) / options.steps
         for name in (*RECORDINGS, "matmul", "torch")
         if name in seconds
     }
@@ -283,7 +287,7 @@ def main() -> int:
     }
     content = {
         "rows": rows,
-        "facts": facts(seconds, options.steps),
+        "facts": facts(seconds, options),
         "seconds": seconds,
         "environment": provenance,
     }
