@@ -27,7 +27,7 @@ bench: install  ## Measure what the instrument costs; ARGS='--repeats 5'
 	$(BIN)/python -m experiments.benchmark $(ARGS)
 
 quick: install  ## Run the heart of every module's tests, in less than two minutes; ARGS='-k name'
-	$(PYTEST) -m 'not slow' --ignore tests/promises --ignore tests/experiments $(ARGS)
+	$(PYTEST) tests -m 'not slow' --ignore tests/promises --ignore tests/experiments $(ARGS)
 
 test: install  ## Run all tests and the docstrings' examples; ARGS='-k name'
 	$(PYTEST) $(ARGS)

@@ -94,6 +94,7 @@ def test_magnitude_histogram_adds_both_signs_and_leaves_zero_out() -> None:
     assert shares.sum() == pytest.approx(20 / 24)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("scaling", ["1/256", "standardised"])
 def test_closed_form_is_the_mean_square_over_batches_of_a_replica(scaling: str) -> None:
     """On digits: the theory's own function, batch by batch, on inputs scaled here."""
@@ -130,6 +131,7 @@ def deep():
     return run(config, settings, 3, dataset=load("digits")).history
 
 
+@pytest.mark.slow
 def test_step_0_is_as_predicted(deep: xr.Dataset) -> None:
     """Every layer's activations, δ and gradient lie in the band of their σ_w, and another's is elsewhere."""
     rows = analysis.signals(deep, load("digits"))
@@ -175,6 +177,7 @@ def test_decay_is_a_slope() -> None:
     assert np.isnan(analysis.decay(rms[:, :2])).all()
 
 
+@pytest.mark.slow
 def test_predictions_of_wide_networks_are_chi1() -> None:
     """At criticality δ keeps its size; one σ_w² below, it decays by ½ log₁₀ χ₁ a layer."""
     config = replace(DEEP, hidden=(300,) * 12, activation="relu", initializer="mean_field")
@@ -201,6 +204,7 @@ def test_histories_that_cannot_be_compared(deep: xr.Dataset) -> None:
         analysis.compared(deep[["loss"]], analysis.prediction(DEEP, Hypers(), load("digits"), n_draws=2))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "setting"), [*(("mnist", setting) for setting in tutorial.GRID), ("fashion_mnist", "xavier, relu")]
 )
@@ -221,6 +225,7 @@ def test_the_tutorials_first_step_is_predicted(name: str, setting: str) -> None:
     assert ((low <= ratios) & (ratios <= high)).all()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stage", [notebook.SIGMOID, notebook.LEAKY])
 def test_the_notebooks_first_step_is_predicted(stage: str) -> None:
     """Every layer's gradient and its ratio to the first one's inside the band, on Iris."""

@@ -39,6 +39,7 @@ def modules_after(code):
     return set(done.stdout.split())
 
 
+@pytest.mark.slow
 def test_heavy_packages_wait():
     """No module but those that draw imports TensorFlow, TFDS, CLU or Matplotlib before a function of it needs them."""
     assert set(MODULES) > DRAWING
@@ -54,6 +55,7 @@ def test_import_of_the_package_is_light():
     assert set(wings) <= imported and not imported & {*HEAVY, "jax", "flax", "xarray", "numpy"}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "code",
     [
@@ -74,6 +76,7 @@ NAMES = [
 ]
 
 
+@pytest.mark.slow
 def test_names_work_after_a_bare_import():
     """What README and docs name is there after `import vgjax`, each in a fork that has imported nothing else of it."""
     code = f"""

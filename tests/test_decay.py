@@ -41,6 +41,7 @@ def settings(activation):
     return [Hypers(sigma_w=np.sqrt(share * critical), sigma_b=np.sqrt(sigma_b2)) for share in PHASES.values()]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("activation", ["tanh", "relu", "gelu"])  # theory/test_monte_carlo.py has every activation
 def test_decay_is_in_the_predicted_band(activation):
     """The mean over ten seeds is inside the band of single networks, for δ as for every layer's RMS."""

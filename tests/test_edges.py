@@ -63,6 +63,7 @@ def start_of(result: vgjax.Result) -> dict:
     return reference.as_float64(jax.tree.map(lambda x: x[0], result.variables["params"]))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("size", [1e-30, 1.0, 1e30])
 def test_a_run_at_every_magnitude(size):
     """Inputs, and with them gradients, of that size: statistics are those of back-propagation in float64."""
@@ -89,6 +90,7 @@ def test_a_run_at_every_magnitude(size):
         assert float(one["gradient_zero_fraction"]) == 0 and np.isnan(one["update_cosine"])
 
 
+@pytest.mark.slow
 def test_undefined_is_nan_and_said_so(tmp_path, capsys):
     """Weights of 0: cosines, ratios and shares of nothing are NaN on disk, and "undefined" in words."""
     folder = tmp_path / "run"
@@ -109,6 +111,7 @@ def test_undefined_is_nan_and_said_so(tmp_path, capsys):
     assert vgjax.diagnose(history, small.dataset()).findings[0].rule == "constant"
 
 
+@pytest.mark.slow
 def test_a_network_of_nan_has_no_accuracy(capsys):
     """Argmax would take NaN for the first class; a sound lane beside it keeps its own."""
     history = vgjax.run(LINEAR, [Hypers(1e30), Hypers(0.01)], dataset=small.dataset()).history
@@ -120,6 +123,7 @@ def test_a_network_of_nan_has_no_accuracy(capsys):
     assert f"validation accuracy {kept:.4f}, mean over 1 of 2 lanes\n" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_dead_is_not_said_of_nan():
     """JAX's slope of ReLU at NaN is 0; such a unit is not dead, it is not a number."""
     config = dataclasses.replace(LINEAR, activation="relu", record=("activations", "decay"))
@@ -131,6 +135,7 @@ def test_dead_is_not_said_of_nan():
         assert np.isnan(last[name])[broken].all(), name
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("size", "threshold", "share"), [(1e30, 1.0, 1), (1.0, 1.0, 0), (1.0, 0.0, 1)])
 def test_clipping_that_makes_zeros_is_reported(size, threshold, share, capsys):
     """A norm beyond float32 makes zeros of what is divided by it: the history, the lines and the diagnosis say so."""
@@ -147,6 +152,7 @@ def test_clipping_that_makes_zeros_is_reported(size, threshold, share, capsys):
         assert ("overflows float32" in found["clipping"].evidence) == (size > 1)
 
 
+@pytest.mark.slow
 def test_losses_near_the_end_of_float32():
     """A mean whose sum would overflow is right; a loss beyond float32, with finite logits, is said to be bad."""
     result = vgjax.run(LINEAR, STILL, dataset=small.dataset())
@@ -183,6 +189,7 @@ def test_equal_examples_have_no_noise():
     assert not (ratio < 0).any()
 
 
+@pytest.mark.slow
 def test_a_batch_of_one_behind_batch_norm():
     """Each unit is its own mean: noise is undefined, and the diagnosis names why nothing reaches the layers."""
     config = dataclasses.replace(LINEAR, batch_size=1, norm="batch", steps=2)
@@ -192,6 +199,7 @@ def test_a_batch_of_one_behind_batch_norm():
     assert (found.rule, found.cause) == ("vanishing", "batch norm of a single example")
 
 
+@pytest.mark.slow
 def test_one_unit_and_one_class():
     """The narrowest network there is: its deviations are 0, its loss too."""
     config = dataclasses.replace(LINEAR, hidden=(1, 1), steps=1)
@@ -200,6 +208,7 @@ def test_one_unit_and_one_class():
     assert np.isfinite(history["activation_std"]).all() and (history["gradient_zero_fraction"] == 1).all()
 
 
+@pytest.mark.slow
 def test_depth_300():
     """Gradients that decay over 300 layers: the layers' log₁₀ RMS is that of back-propagation in float64."""
     config = dataclasses.replace(
@@ -233,6 +242,7 @@ def test_estimates_of_what_is_not_finite():
     assert np.isnan(band["predicted_decay"])
 
 
+@pytest.mark.slow
 def test_subnormal_inputs_standardised():
     """Devices make zeros of them; they are taken as constant, and not divided by nothing."""
     config = dataclasses.replace(LINEAR, scaling="standardised")
@@ -249,6 +259,7 @@ def test_data_that_are_not_numbers():
     assert empty_classes(empty()) == [3, 4] and empty_classes(small.dataset()) == []
 
 
+@pytest.mark.slow
 def test_64_bit_mode_and_a_silent_process(tmp_path):
     """JAX_ENABLE_X64, every warning an error: the same history as here, in float32; classes without examples named."""
     command = [sys.executable, "-W", "error", "-m", "vgjax", "train", "--dataset", "test_edges:empty"]

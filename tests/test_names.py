@@ -27,6 +27,7 @@ TABLES = {
 ROWS = [(kind, name) for kind, table in TABLES.items() for name in table]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("text", "args", "kwargs"),
     [
@@ -129,6 +130,7 @@ def test_text_of():
     assert names.import_function("thing", names.text_of(names.parse)) is names.parse
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("kind", "name"), ROWS)
 def test_every_row(kind, name):
     """It says what it is and whence, its name can be written, and its defaults build the right kind of thing."""
@@ -159,6 +161,7 @@ ARGUMENTS += [
 ARGUMENTS += ["mxnet_xavier(factor_type=out)"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("shape", [(600, 300), (300, 600)])
 @pytest.mark.parametrize("named", [*INITIALIZERS, *ARGUMENTS])
 def test_every_initializer_draws_its_variance(named, shape):
@@ -173,6 +176,7 @@ def test_every_initializer_draws_its_variance(named, shape):
     assert np.array_equal(w, init(jax.random.key(0), shape, jnp.float32))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("named", INITIALIZERS)
 def test_every_initializer_honours_its_dtype(named):
     """JAX's own signature: key, shape, dtype."""

@@ -20,6 +20,7 @@ def test_every_relative_link_and_picture_exists(page: Path) -> None:
     assert not re.search(r"\b[A-Z]+_[A-Z]+\b", text)
 
 
+@pytest.mark.slow
 def test_python_in_the_readme_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The ten lines of Python do what they say, from a folder of the user's."""
     blocks = re.findall(r"```python\n(.*?)```", PAGES[0].read_text(), re.S)
@@ -29,6 +30,7 @@ def test_python_in_the_readme_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert (tmp_path / "history.nc").stat().st_size > 1000
 
 
+@pytest.mark.slow
 def test_initializer_in_the_readme_trains(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The example of an initializer of one's own is imported by its name and used."""
     from vgjax.command.cli import main
@@ -51,6 +53,7 @@ def test_clinic_commands_in_the_readme_are_understood() -> None:
     assert len(lines) == 3 and all(isinstance(parse(line.split()), Clinic) for line in lines)
 
 
+@pytest.mark.slow
 def test_a_loop_of_ones_own_in_the_readme_runs(capsys: pytest.CaptureFixture) -> None:
     """Its printed record is of the layers' gradients, by name."""
     import jax
@@ -64,6 +67,7 @@ def test_a_loop_of_ones_own_in_the_readme_runs(capsys: pytest.CaptureFixture) ->
     assert all("gradient/rms/dense_11" in line and "nan" not in line for line in lines)
 
 
+@pytest.mark.slow
 def test_the_sweep_in_the_readme_runs(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:

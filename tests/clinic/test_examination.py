@@ -87,6 +87,7 @@ def small(monkeypatch, tmp_path):
 # Draws
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "law", "k", "like"),
     [
@@ -106,6 +107,7 @@ def test_variance_law_and_whose_it_is(name, law, k, like):
     assert str(draws.nearest_builtin(found)) == like
 
 
+@pytest.mark.slow
 def test_a_law_of_another_kind_is_not_forced_into_one():
     found = drawn("strange")
     assert draws.laws(found) == {} and draws.nearest_builtin(found) is None
@@ -113,6 +115,7 @@ def test_a_law_of_another_kind_is_not_forced_into_one():
         assert one.low <= fan_in**-0.5 <= one.high
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", [name for name, row in INITIALIZERS.items() if not row.data_dependent])
 def test_every_builtin_is_known_by_its_own_variance(name):
     like = draws.nearest_builtin(draws.draw(name))
@@ -121,6 +124,7 @@ def test_every_builtin_is_known_by_its_own_variance(name):
     np.testing.assert_allclose([ours(*s) for s in draws.SHAPES], [theirs(*s) for s in draws.SHAPES], rtol=1e-12)
 
 
+@pytest.mark.slow
 def test_keys():
     assert drawn("constant").constant and not drawn("he").constant
     assert drawn("no_key").ignores_key and not drawn("he").ignores_key and not drawn("ortho").ignores_key
@@ -131,6 +135,7 @@ def test_keys():
         assert r.low <= 1 <= r.high
 
 
+@pytest.mark.slow
 def test_spectra():
     tall = draws.SHAPES[1]
     assert draws.spectrum(drawn("ortho"), tall).all_equal
@@ -154,6 +159,7 @@ def test_density_of_marchenko_and_pastur(shape):
         assert got == pytest.approx(wanted, rel=1e-6)
 
 
+@pytest.mark.slow
 def test_intervals_hold_together_as_often_as_they_say():
     """Of 400 sets of normal draws, mean and variance lie in all shapes' intervals 99 times of 100."""
     rng = np.random.default_rng(0)
@@ -172,6 +178,7 @@ def test_intervals_hold_together_as_often_as_they_say():
 # Networks
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("phi", "sigma_w2", "name", "chi1"),
     [
@@ -199,12 +206,14 @@ def test_critical_line_is_critical():
         assert theory.fixed_point("tanh", sigma_w2[i], sigma_b2[i]).chi1 == pytest.approx(1, rel=1e-6)
 
 
+@pytest.mark.slow
 def test_kinks():
     """Where φ′ jumps: at 0 for ReLU, nowhere for smooth functions, at 1 for one's own."""
     assert kinks("relu") == (0.0,) and kinks("tanh") == kinks("gelu") == ()
     assert kinks("clinic_patients:kinked") == (1.0,)
 
 
+@pytest.mark.slow
 def test_contest_places_by_paired_differences(small, monkeypatch):
     """Accuracies are those that were measured; the order follows from differences seed by seed."""
     contest = trials.Contest("clinic_patients:he", load("digits"))
@@ -218,6 +227,7 @@ def test_contest_places_by_paired_differences(small, monkeypatch):
     np.testing.assert_array_equal(place.accuracy["clinic_patients:he"], base)
 
 
+@pytest.mark.slow
 def test_contest_draws_layers_apart_and_fits_lsuv(small):
     contest = trials.Contest("orthogonal", load("digits"))
     assert contest.contestants == ["orthogonal", "he_normal", "lsuv"]
@@ -234,6 +244,7 @@ def test_contest_draws_layers_apart_and_fits_lsuv(small):
 # The command
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("words", "parts"),
     [
@@ -258,6 +269,7 @@ def test_refusals_are_one_line_and_leave_nothing(small, capsys, tmp_path, words,
     assert [part for part in parts if part not in err] == [] and list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.slow
 def test_examination_of_an_initializer(small, capsys, tmp_path):
     """The sentence on top, a table, a page that needs nothing else, and every number as JSON."""
     assert main(["clinic", "clinic_patients:he_fan_out"]) == 0
@@ -274,6 +286,7 @@ def test_examination_of_an_initializer(small, capsys, tmp_path):
     assert len(numbers["places"]["tanh"]["accuracy"]["lsuv"]) == trials.N_SEEDS
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "sentence", "faults"),
     [
@@ -291,6 +304,7 @@ def test_initializers_are_told_apart(small, name, sentence, faults):
     assert all(picture.draw() is not None for picture in report.pictures)
 
 
+@pytest.mark.slow
 def test_examination_of_an_activation(small, capsys, tmp_path):
     """ReLU's line is a point at σ_w² = 2; its own function too gets a gain."""
     assert main(["clinic", "--activation", "relu", "clinic_patients:kinked"]) == 0
@@ -321,6 +335,7 @@ def test_nothing_is_written_when_a_figure_fails(small, tmp_path):
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.slow
 def test_callables_are_examined_from_python(small):
     def mine(key, shape, dtype=jnp.float32):
         return jax.random.normal(key, shape, dtype) / 10

@@ -68,6 +68,7 @@ def test_choices_and_topics_are_those_of_the_modules():
 # Refusals
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("line", "parts"),
     [
@@ -129,6 +130,7 @@ def test_bad_lines(capsys, line, parts):
     assert [part for part in parts if part not in error] == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "content", "parts"),
     [
@@ -235,6 +237,7 @@ def import_from(monkeypatch, folder):
     monkeypatch.setattr(sys, "dont_write_bytecode", True)
 
 
+@pytest.mark.slow
 def test_strangers_that_fit_are_trained_with(capsys, monkeypatch, tmp_path):
     import_from(monkeypatch, tmp_path)
     own = {"activation": "sine", "initializer": "initial", "optimizer": "descent", "schedule": "half_time"}
@@ -244,6 +247,7 @@ def test_strangers_that_fit_are_trained_with(capsys, monkeypatch, tmp_path):
     assert {option: config[option] for option in own} == {option: f"strangers:{name}" for option, name in own.items()}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("words", "part"),
     [(["--activation", "rellu"], "did you mean 'relu'?"), (["--activatoin", "relu"], "did you mean '--activation'")],
@@ -255,6 +259,7 @@ def test_a_refusal_is_one_line_of_a_process(words, part):
     assert part in done.stderr and not Path("run").exists()
 
 
+@pytest.mark.slow
 def test_a_terminal_without_greek_letters():
     line = [*COMMAND, "show", "--dataset", "iris"]
     done = subprocess.run(line, capture_output=True, text=True, env=os.environ | {"PYTHONIOENCODING": "ascii"})
@@ -317,6 +322,7 @@ def test_data_list_and_prepare(capsys):
     assert "150 training and 150 test examples" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("unbuffered", ["", "1"])
 @pytest.mark.parametrize("words", [["list"], ["list", "clips"], ["train", "--help"]], ids=" ".join)
 def test_a_closed_pipe_is_no_error(words, unbuffered):

@@ -21,6 +21,7 @@ def folder(tmp_path_factory):
     return out
 
 
+@pytest.mark.slow
 def test_the_command_prints_and_writes(folder, capsys):
     assert main(["diagnose", str(folder)]) == 0
     out = capsys.readouterr().out
@@ -37,6 +38,7 @@ def test_its_status_is_of_use_in_a_script(folder, fail_on, status):
     assert main(["diagnose", str(folder), "--fail-on", fail_on]) == status
 
 
+@pytest.mark.slow
 def test_a_healthy_run_fails_on_nothing(tmp_path, capsys):
     config = replace(TANH, hidden=(24,) * 3, record=DECAY)
     run(config, HEALTHY, folder=tmp_path / "run", tensorboard="none", devices=1)

@@ -25,6 +25,7 @@ def wide(monkeypatch):
     monkeypatch.setenv("COLUMNS", "200")
 
 
+@pytest.mark.slow
 def test_predict_prints_and_draws(capsys):
     """The table is that of the analysis, layer by layer; a picture and its numbers lie beside it."""
     assert main(["predict", *NETWORK, "--sigma-w", "1.5", "--sigma-b", "0.2", "--out", "here/p"]) == 0
@@ -49,6 +50,7 @@ def test_predict_prints_and_draws(capsys):
     assert Path("here/p.png").stat().st_size > 10_000
 
 
+@pytest.mark.slow
 def test_predict_of_a_run(capsys):
     """The config of a run is its prediction's too."""
     assert main(["train", *NETWORK, "--epochs", "1", "--sigma-w", "0.5", "--tensorboard", "none", "--out", "run"]) == 0
@@ -58,6 +60,7 @@ def test_predict_of_a_run(capsys):
     assert f"predicted {decay}" in first and Path("prediction.png").exists()
 
 
+@pytest.mark.slow
 def test_a_run_ends_with_its_theory(capsys):
     """Measured decay beside the predicted one, how many layers lie in their band, and the figure with its numbers."""
     train = ["train", *NETWORK, "--epochs", "20", "--seeds", "4", "--tensorboard", "none", "--out", "run"]
@@ -75,6 +78,7 @@ def test_a_run_ends_with_its_theory(capsys):
     assert Path("run/signal.svg").stat().st_size > 10_000
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("sigma_w", ["1e3", "1e38"])
 def test_a_run_that_explodes_ends_in_order(capsys, sigma_w):
     """Without a warning; what left the finite numbers is said to have."""
@@ -85,6 +89,7 @@ def test_a_run_that_explodes_ends_in_order(capsys, sigma_w):
     assert "diverged" in out and "not finite" in out and Path("run/signal.png").exists()
 
 
+@pytest.mark.slow
 def test_a_run_without_signals_ends_without(capsys):
     train = ["train", *NETWORK, "--steps", "2", "--record", "weights", "--tensorboard", "none", "--out", "run"]
     assert main(train) == 0

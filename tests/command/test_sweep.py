@@ -59,6 +59,7 @@ def test_no_file(tmp_path, monkeypatch, capsys):
     assert capsys.readouterr().err == "vgjax: grid.yaml: No such file or directory\n"
 
 
+@pytest.mark.slow
 def test_stopped_and_gone_on(tmp_path, monkeypatch, capsys):
     """SIGINT lets the chunk land and says the command that goes on; that command ends the sweep.
 

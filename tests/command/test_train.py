@@ -29,6 +29,7 @@ def finished(tmp_path_factory):
     return folder
 
 
+@pytest.mark.slow
 def test_the_table_at_the_end_is_that_of_the_history(capsys, finished):
     assert main(["train", "--resume", "--out", str(finished), "--tensorboard", "none"]) == 0
     out, err = capsys.readouterr()
@@ -44,6 +45,7 @@ def test_the_table_at_the_end_is_that_of_the_history(capsys, finished):
     assert err == ""  # there was nothing left to do
 
 
+@pytest.mark.slow
 def test_a_folder_with_a_run_is_left_alone(capsys, finished):
     same = [*SMALL, "--epochs", "3", "--seeds", "2", "--sigma-w", "1.5", "--out", str(finished)]
     before = {path: path.stat().st_mtime_ns for path in finished.rglob("*")}
@@ -56,6 +58,7 @@ def test_a_folder_with_a_run_is_left_alone(capsys, finished):
     assert {path: path.stat().st_mtime_ns for path in finished.rglob("*")} == before
 
 
+@pytest.mark.slow
 def test_the_saved_config_can_be_given_back(finished):
     Path("c.toml").write_text("hidden = [99]")
     assert (
@@ -66,6 +69,7 @@ def test_the_saved_config_can_be_given_back(finished):
     assert history.load("again")[same].equals(history.load(finished)[same])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("content", ["a: [", "config: 3", "3"])
 @pytest.mark.parametrize("resume", [[], ["--resume"]])
 def test_a_damaged_run_is_left_alone(capsys, content, resume):
@@ -80,6 +84,7 @@ def test_out_where_no_folder_can_be(capsys):
     assert "file" in refused(capsys, [*SMALL, "--out", "file/run"])
 
 
+@pytest.mark.slow
 def test_the_default_folder_says_what_is_in_it(monkeypatch):
     config = Config(dataset="./my data", activation="leaky_relu(0.2)", initializer="module:function")
     name = train.new_folder(config)
@@ -88,12 +93,14 @@ def test_the_default_folder_says_what_is_in_it(monkeypatch):
     assert re.fullmatch(r"iris-relu-he_normal-\d{8}-\d{6}", next(Path("runs").iterdir()).name)
 
 
+@pytest.mark.slow
 def test_off_a_terminal_one_line_tells_how_it_ended(capsys):
     assert main([*SMALL, "--epochs", "2", "--out", "run"]) == 0
     err = capsys.readouterr().err
     assert re.fullmatch(r"step 6 of 6  loss [\d.]+  accuracy [\d.]+  first-layer RMS [\d.e-]+\n", err)
 
 
+@pytest.mark.slow
 def test_on_a_terminal_a_bar_and_nothing_else():
     terminal, far_end = pty.openpty()
     line = [*COMMAND, *SMALL[:-2], "--epochs", "4", "--out", "run"]
@@ -121,6 +128,7 @@ def _read(terminal):
         return b""
 
 
+@pytest.mark.slow
 def test_control_c_says_how_to_go_on():
     line = [*COMMAND, *SMALL, "--epochs", "1000000", "--seeds", "2", "--data-dir", "some where", "--out", "run"]
     running = subprocess.Popen(line, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
@@ -139,6 +147,7 @@ def test_control_c_says_how_to_go_on():
     assert (Path("run/checkpoints") / str(landed)).is_dir()  # what has landed is kept
 
 
+@pytest.mark.slow
 def test_what_is_too_large_is_said_in_one_line(capsys, monkeypatch):
     def fails(*args, **kwargs):
         raise RuntimeError("INTERNAL: Out of memory allocating 10802042180 bytes.\nmore")

@@ -88,6 +88,7 @@ def cached(tiny_cache, tmp_path):
     return shutil.copytree(tiny_cache, tmp_path / "data") / "arrays" / "tiny_images.npz"
 
 
+@pytest.mark.slow
 def test_what_tfds_prepared_is_what_its_builder_made(tiny_cache):
     tiny = catalogue.load("tiny_images", tiny_cache)
     assert (tiny.train_inputs.dtype, tiny.train_labels.dtype) == (np.uint8, np.int32)
@@ -126,6 +127,7 @@ def flip(content, place):
     return content[:place] + bytes([content[place] ^ 4]) + content[place + 1 :]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "damage",
     [
@@ -234,6 +236,7 @@ def originals():
     return folder
 
 
+@pytest.mark.slow
 def test_mnist_by_tfds_is_mnist_by_its_files(originals, tmp_path):
     by_tfds, by_files = catalogue.load("mnist", tmp_path, originals), catalogue.load(originals)
     assert (by_tfds.train_inputs.shape, by_tfds.test_inputs.shape) == ((60000, 784), (10000, 784))

@@ -79,6 +79,7 @@ def relu():
 # The rules
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("label", ["vanishing", "exploding", "learning_rate_high", "learning_rate_low", "saturated"])
 def test_first_finding_is_what_is_wrong(tanh, label):
     """And the findings say where, when and why, with numbers beyond their bound."""
@@ -89,6 +90,7 @@ def test_first_finding_is_what_is_wrong(tanh, label):
     assert found.numbers["lanes"] == found.numbers["lanes_that_show_it"] == 1
 
 
+@pytest.mark.slow
 def test_healthy_networks_have_no_finding(tanh, relu):
     for history in (lane(tanh, "healthy"), relu.isel(lane=[0])):
         diagnosis = diagnose(history)
@@ -110,6 +112,7 @@ def test_the_decay_and_its_parts_are_the_measured_ones(tanh):
     assert numbers["sigma_w2"][0] < 0.25 < numbers["sigma_w2"][1]
 
 
+@pytest.mark.slow
 def test_vanishing_is_found_without_its_parts():
     """From the norms of gradients and weights alone: and the small weights are to blame."""
     config = replace(SMALL, hidden=(32,) * 6, activation="sigmoid", record=("norms", "weights"), steps=2)
@@ -176,6 +179,7 @@ def start(initializer, **fields):
     return replace(config, record=("weight_histogram", "gradient_histogram"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("config", [start(equal), start(rows_differ, output_initializer=equal)])
 def test_units_that_are_copies(config):
     (found,) = diagnose(history_of(config)).findings
@@ -188,6 +192,7 @@ def test_units_that_differ_are_no_copies():
     assert rules_of(history_of(start(equal), HEALTHY._replace(sigma_b=0.1))) == []
 
 
+@pytest.mark.slow
 def test_clipping_that_turns_the_gradient():
     """By value far below the elements' size; not by a threshold that never acts."""
     config = replace(SMALL, hidden=(24,) * 3, activation="tanh", clip="value", record=("norms", "weights", "points"))
@@ -197,6 +202,7 @@ def test_clipping_that_turns_the_gradient():
     assert found[0].numbers["cosine"] < 0.95 and found[0].numbers["clipped_fraction"] > 0.5
 
 
+@pytest.mark.slow
 def test_batch_norm_explodes_with_depth_and_not_without():
     """By a factor near theory's."""
     deep = replace(SMALL, dataset="digits", batch_size=100, hidden=(48,) * 30, activation="relu", norm="batch", steps=1)
@@ -209,6 +215,7 @@ def test_batch_norm_explodes_with_depth_and_not_without():
     assert rules_of(history_of(replace(deep, hidden=(48,) * 3), HE)) == []
 
 
+@pytest.mark.slow
 def test_gradients_that_float16_would_lose():
     config = replace(SMALL, hidden=(24,) * 3, activation="tanh", optimizer="adam", output_initializer="normal(1e-9)")
     config = replace(config, record=("norms", "spread", "weights"))
@@ -224,6 +231,7 @@ def test_gradients_that_float16_would_lose():
 # The documents
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("setting", "cause"),
     [
@@ -252,6 +260,7 @@ def _as_wide_as_mnist(digits):
     )
 
 
+@pytest.mark.slow
 def test_the_notebooks_networks_have_its_authors_diagnosis():
     """Sigmoid with Glorot: the slope; leaky ReLU with He: nothing."""
     config = replace(IRIS, record=("weights", "deltas", "decay"), steps=1)
@@ -275,6 +284,7 @@ def test_critical_variance_neither_shrinks_nor_grows(activation):
     assert product == pytest.approx(1, rel=0.02)
 
 
+@pytest.mark.slow
 def test_reference_draws_are_like_runs_at_criticality():
     """Their dead, saturated and decaying parts against the engine's, from many seeds."""
     config = replace(RELU, hidden=(40,) * 6, batch_size=64, steps=1)
@@ -339,6 +349,7 @@ def test_rules_without_their_statistics_are_named(tanh):
     assert json.loads(diagnosis.as_json())["unchecked"] == diagnosis.unchecked
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("record", [("norms",), ("weights", "gradient_histogram")])
 def test_any_choice_of_families_and_layers_can_be_diagnosed(record):
     """Nothing is asked for that was not recorded."""
@@ -347,6 +358,7 @@ def test_any_choice_of_families_and_layers_can_be_diagnosed(record):
     assert set(diagnosis.unchecked) and set(diagnosis.unchecked) < set(RULES)
 
 
+@pytest.mark.slow
 def test_json_holds_every_finding(tanh):
     """And is plain JSON, though a measured number is not finite."""
     _, history = tanh
@@ -359,6 +371,7 @@ def test_json_holds_every_finding(tanh):
     assert "NaN" not in diagnosis.as_json() and "Infinity" not in diagnosis.as_json()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "code", ["from vgjax import diagnose", "import vgjax; vgjax.diagnose; diagnose = vgjax.diagnose"]
 )
@@ -371,6 +384,7 @@ def test_diagnose_is_the_function(code):
     assert vgjax.diagnose is diagnose
 
 
+@pytest.mark.slow
 def test_a_history_that_does_not_say_its_run_is_refused(tanh):
     with pytest.raises(ValueError, match="which run it is"):
         diagnose(tanh[1].drop_attrs())

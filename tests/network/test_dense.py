@@ -31,6 +31,7 @@ def assert_same(found, expected):
     np.testing.assert_allclose(np.asarray(found) / scale, expected / scale, atol=2e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("shape", [FEW, MANY])
 @pytest.mark.parametrize("size", [1e-30, 1, 1e30])
 def test_both_gradients(shape, size):
@@ -71,6 +72,7 @@ def test_inputs_are_written_out_for_few_weights_alone():
         assert ("optimization_barrier" in str(program)) == (shape == FEW)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("width", [FEW[1], MANY[1]])
 def test_many_networks_at_once(width):
     """`vmap` over weights, and over inputs too."""
@@ -82,6 +84,7 @@ def test_many_networks_at_once(width):
     assert_same(shared(w), np.broadcast_to(expected[0], expected.shape))
 
 
+@pytest.mark.slow
 def test_delta_is_the_perturbations_gradient():
     (x,) = drawn((EXAMPLES, 6))
     layer = Dense(5)

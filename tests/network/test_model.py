@@ -24,6 +24,7 @@ def seen_at_start(config, **hypers):
     return [float(jnp.std(z)) for z in seen.pre_activations.values()], variables["params"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "norm"), [("relu", "none"), ("sigmoid", "batch")])
 def test_lsuv_gives_unit_variance(name, norm):
     """Every layer's pre-activations have variance 1 on the first batch, the logits too."""
@@ -51,6 +52,7 @@ def test_sigmas():
     assert abs(biases.mean()) < 0.06 and biases.std() == pytest.approx(0.3, rel=0.15)
 
 
+@pytest.mark.slow
 def test_keys_by_path():
     """A parameter's draw depends on its own path: other widths above, another norm or no bias do not change it."""
     first = seen_at_start(small.CONFIG)[1]

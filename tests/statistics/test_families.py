@@ -146,6 +146,7 @@ def batch(scale=1.0):
     return jnp.asarray(inputs), jnp.asarray(rng.integers(CLASSES, size=EXAMPLES), jnp.int32)
 
 
+@pytest.mark.slow
 @pytest.mark.optimised
 @pytest.mark.parametrize(("name", "masked"), [("tanh", False), ("relu", True), ("sigmoid", True), ("gelu", False)])
 def test_every_statistic_against_float64(name, masked):
@@ -171,6 +172,7 @@ def test_every_statistic_against_float64(name, masked):
         assert found[histogram].sum(1).tolist() == [array.size for array in arrays]
 
 
+@pytest.mark.slow
 def test_alignment_of_independent_directions_is_one():
     """A wide random linear network: ratio = gain · slope, and the square of the ratio is σ_w²."""
     config = config_of(hidden=(600, 600, 600), activation="linear", initializer="normal(0.06)", clip="none")
@@ -179,6 +181,7 @@ def test_alignment_of_independent_directions_is_one():
     np.testing.assert_allclose(found["decay_ratio"][:2] ** 2, 600 * 0.06**2, rtol=0.1)
 
 
+@pytest.mark.slow
 def test_dead_and_saturated_units():
     """A bias far below zero kills every ReLU and saturates every tanh."""
     for name in ("relu", "tanh"):
@@ -193,6 +196,7 @@ def test_dead_and_saturated_units():
             assert float(found["activation_saturated_fraction"][0]) == pytest.approx(3 / 9)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "changes",
     [
@@ -233,6 +237,7 @@ def test_what_keeps_layers_apart():
         assert stacks(config_of(hidden=deep, **changes)) == []
 
 
+@pytest.mark.slow
 def test_depth_does_not_change_the_draws():
     """A layer's weights depend on the seed and its own name, stacked or not."""
     inputs = jnp.zeros((2, 8))
@@ -247,6 +252,7 @@ def test_depth_does_not_change_the_draws():
     assert not np.allclose(drawn[1]["layer_7"]["kernel"], drawn[1]["layer_8"]["kernel"])
 
 
+@pytest.mark.slow
 def test_what_is_recorded_is_chosen():
     """By family and by layer; nothing else is in the history."""
     config = dataclasses.replace(small.CONFIG, record=("norms", "decay"), record_layers=("layer_[12]",))
@@ -264,6 +270,7 @@ def test_nothing_recorded_but_losses():
     assert not [name for name, v in found.data_vars.items() if "layer" in v.dims] and "loss" in found
 
 
+@pytest.mark.slow
 def test_each_family_computes_what_its_row_declares():
     """Names and dimensions; and no two families declare the same name."""
     declared = statistics_of(FAMILIES)
@@ -291,6 +298,7 @@ QUANTILES = Family(
 )
 
 
+@pytest.mark.slow
 def test_a_new_family_is_one_function_and_one_row(monkeypatch, tmp_path, capsys):
     """Its statistic is in the history, the tables, TensorBoard, the list, the maps and a watched optimizer."""
     monkeypatch.setitem(FAMILIES, "quantiles", QUANTILES)

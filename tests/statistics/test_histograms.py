@@ -61,6 +61,7 @@ def test_histogram_is_exact(any_floats):
     assert have.sum() == x.size
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("size", [1e-38, 1e-30, 1.0, 1e30, 3e38])
 @pytest.mark.parametrize(
     "among", ["nothing else", "zeros", "the smallest", "the largest", "−∞", "NaN", "special numbers"]
@@ -87,6 +88,7 @@ def test_histogram_of_many_is_exact(size, among):
         assert have.sum() == x.size - first
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("size", [1e-30, 1.0, 1e30])
 def test_many_of_like_size_are_counted_in_pairs(size, monkeypatch):
     """And not once more, one by one, which takes longer and comes to the same."""
@@ -96,6 +98,7 @@ def test_many_of_like_size_are_counted_in_pairs(size, monkeypatch):
     np.testing.assert_array_equal(histograms._by_pairs(jnp.asarray(x)), numpy_counts(x))
 
 
+@pytest.mark.slow
 def test_histograms_with_64_bits():
     """Of few and of many numbers, counts are int32."""
     with jax.enable_x64(True):

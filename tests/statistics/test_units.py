@@ -17,6 +17,7 @@ def test_every_layer_needs_its_slope():
         units.activation_statistics(layers, layers, [1.0])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("masked", [False, True])
 @pytest.mark.parametrize("size", SIZES)
 def test_activations_deltas_noise_and_decay(size, masked):
@@ -62,6 +63,7 @@ def test_activations_deltas_noise_and_decay(size, masked):
         np.testing.assert_allclose(found[name], values, rtol=2e-5, atol=0, err_msg=name)
 
 
+@pytest.mark.slow
 def test_layers_of_a_stack_are_as_layers_by_themselves():
     """A stack has its layers first, [layers, B, units]: the same numbers, and no layer another's."""
     rng = np.random.default_rng(6)
@@ -83,6 +85,7 @@ def test_layers_of_a_stack_are_as_layers_by_themselves():
         np.testing.assert_allclose(values, expected[name], rtol=1e-6, atol=0, err_msg=name)
 
 
+@pytest.mark.slow
 def test_noise_of_equal_examples_and_of_one():
     """Equal examples have none, up to rounding of either sign; of one example nobody knows."""
     rng = np.random.default_rng(7)
@@ -120,6 +123,7 @@ def test_decay_through_three_layers():
         np.testing.assert_allclose(found[f"decay_{name}"], [*values, np.nan], rtol=2e-5, atol=0, err_msg=name)
 
 
+@pytest.mark.slow
 def test_planted_infinities_in_deltas():
     """A bad layer says so, its neighbour's own numbers stay right."""
     deltas = groups({"layer_1": jnp.ones((2, 3)), "layer_2": jnp.ones((2, 3)).at[0, 0].set(jnp.nan)})

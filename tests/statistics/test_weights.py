@@ -21,6 +21,7 @@ def found(g):
     return {name: float(value[0]) for name, value in statistics.items()}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("size", [1e-36, 1e-30, 1e-20, 1e-7, 1.0, 1e20, 1e30, 3e37])
 def test_statistics_at_every_magnitude(size):
     """A layer with zeros among its gradients, scaled to vanish and to explode."""
@@ -79,6 +80,7 @@ def test_what_low_precision_loses_ends_where_it_rounds_to_zero():
     assert have["gradient_bfloat16_underflow"] == pytest.approx(0.4) and have["gradient_zero_fraction"] == 0
 
 
+@pytest.mark.slow
 def test_many_small_terms_are_not_lost():
     """The sum over a million elements keeps float32's digits."""
     g = np.full((1000, 1000), 0.1, np.float32)
@@ -129,6 +131,7 @@ def test_clipping_may_also_enlarge():
     assert weights.point_statistics(*map(tree_of, (raw, clipped, raw)))["clipped_fraction"][0] == 0.75
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("is_stack", [False, True])
 def test_a_gradient_that_nothing_clips(is_stack):
     """The same array at two points is unclipped, NaN too; a copy of it likewise, and one other bit is seen."""
@@ -215,6 +218,7 @@ def test_cosines_end_at_1():
         assert float(found["update_cosine"][0]) <= 1 and float(found["update_cosine"][0]) == pytest.approx(1, rel=1e-6)
 
 
+@pytest.mark.slow
 def test_many_lost_numbers_are_counted():
     """In layers of which all is lost, all zero, and of which half is zero and a quarter lost in float16."""
     some = np.ones((200, 300), np.float32)

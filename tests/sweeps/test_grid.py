@@ -66,6 +66,7 @@ def settings_of(grid):
     return [(point.config, point.hypers) for point in grid.expand()]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("text", "suffix"), [(FILE, ".yaml"), (FILE, ".yml"), (TOML, ".toml")])
 def test_file(tmp_path, text, suffix):
     """Every point of a file, in row-major order: product as written, then zip, then points, seeds the fastest."""
@@ -350,6 +351,7 @@ def grids(draw):
         return None  # two points the same, or columns of unequal length: refused above
 
 
+@pytest.mark.slow
 @given(grids().filter(bool))
 def test_round_trip(made):
     """Through JSON and back: the same grid, the same points in the same order."""

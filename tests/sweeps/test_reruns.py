@@ -50,6 +50,7 @@ def altered(finished: Path, tmp_path: Path, change: dict[str, object] | None = N
     return path
 
 
+@pytest.mark.slow
 def test_a_run_comes_out_the_same(finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """From its folder, from its history wherever that is, and what is made is kept where one asks for it."""
     alone = shutil.copy(finished / "history.nc", tmp_path / "moved.nc")
@@ -61,6 +62,7 @@ def test_a_run_comes_out_the_same(finished: Path, tmp_path: Path, capsys: pytest
     assert rerun(finished).differences == {}
 
 
+@pytest.mark.slow
 def test_a_sweep_comes_out_the_same(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Its whole grid."""
     (tmp_path / "grid.yaml").write_text(GRID)
@@ -110,6 +112,7 @@ def test_what_cannot_be_made_again(finished: Path, tmp_path: Path, capsys, make,
     assert message in said and said.count("\n") == 1 and not (tmp_path / "out").exists()
 
 
+@pytest.mark.slow
 def test_given_variables_are_not_in_the_result(tmp_path: Path) -> None:
     """Such a run cannot be made again, and says so."""
     from vgjax import Config, run
@@ -121,6 +124,7 @@ def test_given_variables_are_not_in_the_result(tmp_path: Path) -> None:
         rerun(tmp_path / "run")
 
 
+@pytest.mark.slow
 def test_devices_that_shared_a_batch_are_asked_for_again(tmp_path: Path) -> None:
     """By a process that has one device, unless it is told of more before it computes."""
     own = {k: v for k, v in os.environ.items() if k not in ("JAX_NUM_CPU_DEVICES", "XLA_FLAGS")}

@@ -47,6 +47,7 @@ def lanes_equal(found, expected, rtol=1e-5):
             np.testing.assert_array_equal(found[name].values, values.values, err_msg=name)
 
 
+@pytest.mark.slow
 def test_each_lane_is_the_run_alone(undisturbed):
     """Depth 2 in a program for 13, padded lanes, another lane's divergence beside it: all the same."""
     whole, _ = undisturbed
@@ -71,6 +72,7 @@ def test_layers_beyond_are_nan(undisturbed):
     assert not np.isnan(whole.isel(layer=slice(3))["gradient_rms"].values).any()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("lanes", [1, 3, 24])
 def test_any_slicing(undisturbed, lanes):
     """Each lane has the bits of every other slicing."""
@@ -102,6 +104,7 @@ def slices_of(folder):
     return {path.parent.name: path.stat().st_mtime_ns for path in folder.glob("slices/*/history.nc")}
 
 
+@pytest.mark.slow
 def test_a_grown_grid_runs_what_is_new(undisturbed, tmp_path):
     """Finished points are not run again: their files stay as they are; the history has the new grid's order."""
     small_grid = Grid(product={"sigma_w2": [1.0, 2.0]}, config=GRID.config, seeds=2)
@@ -121,6 +124,7 @@ def test_a_grown_grid_runs_what_is_new(undisturbed, tmp_path):
         lanes_equal(found.isel(lane=[i]), fresh.isel(lane=[i]))
 
 
+@pytest.mark.slow
 def test_a_lane_that_diverges_stays(tmp_path):
     """Its first bad step is recorded; the others go on as if alone."""
     config = replace(GRID.config, activation="relu", initializer="he_normal", clip="none")
@@ -131,6 +135,7 @@ def test_a_lane_that_diverges_stays(tmp_path):
     lanes_equal(found.isel(lane=[0]), alone)
 
 
+@pytest.mark.slow
 def test_out_of_memory_halves_the_slice(monkeypatch):
     """Where so many lanes do not fit, half as many are tried, for all that share the program; nothing is lost."""
     real, tried = sweep_module.run, []
@@ -172,6 +177,7 @@ def test_progress_counts_all_lanes():
     assert seen[-1].number == seen[-1].slices == 4
 
 
+@pytest.mark.slow
 def test_a_stop_is_taken_up_again(undisturbed, tmp_path, an_epoch_a_chunk):
     """A KeyboardInterrupt after a chunk: the slice goes on from its checkpoint, to the last bit."""
     whole, _ = undisturbed
@@ -193,6 +199,7 @@ def test_a_stop_is_taken_up_again(undisturbed, tmp_path, an_epoch_a_chunk):
     assert small.identical(again, whole)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("devices, shard", [(2, "lanes"), (4, "batch"), (8, "lanes")])
 def test_however_many_devices(undisturbed, tmp_path, devices, shard):
     """Lanes or batch over virtual devices, fewer lanes than devices: the same history."""
@@ -206,6 +213,7 @@ def test_however_many_devices(undisturbed, tmp_path, devices, shard):
         lanes_equal(found.isel(lane=[i], layer=slice(depth)), whole.isel(lane=[i], layer=slice(depth)))
 
 
+@pytest.mark.slow
 def test_listed_points_say_what_they_do_not_set():
     """A field that one of them sweeps is the base's in the others."""
     config = replace(GRID.config, hidden=(8, 8))
@@ -215,6 +223,7 @@ def test_listed_points_say_what_they_do_not_set():
     assert found["activation"].values.tolist() == ["tanh", "tanh", "relu"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("damage", [b"", b"config: [", b"\xff\xfe", b"[1, 2]", b"config: {hidden: 3}"])
 def test_a_damaged_slice_is_named(tmp_path, damage):
     """And nothing is touched; without its folder its points are run again."""

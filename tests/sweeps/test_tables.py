@@ -58,6 +58,7 @@ def of_cell(history: xr.Dataset, numbers: np.ndarray, **point: float) -> np.ndar
 # Cells
 
 
+@pytest.mark.slow
 def test_cells_are_means_over_seeds(slow: xr.Dataset) -> None:
     """Every cell against its own lanes: mean, scipy's interval, counts; sorted by x, then y."""
     found = tables.cells(slow, ("sigma_w", "depth"), "validation_loss")
@@ -224,6 +225,7 @@ def grid(widths: tuple[int, ...] = (4, 9, 9, 3), **coordinates: np.ndarray | lis
     return xr.Dataset(coords={"seed": ("lane", np.zeros(n, int)), **fans, **lanes})
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("x", "power"), [("sigma_w", 2), ("sigma_w2", 1)])
 @pytest.mark.parametrize(("initializer", "gain"), [("mean_field", 1), ("he_normal", 2), ("glorot_uniform", 1)])
 def test_trainable_depth(x: str, power: int, initializer: str, gain: int) -> None:

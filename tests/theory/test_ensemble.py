@@ -54,6 +54,7 @@ def real_gradient_rms(config, hypers, x, labels, rng):
     return [np.sqrt(np.mean(gradients[f"layer_{i}"]["kernel"] ** 2)) for i in range(1, len(widths))]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", NETWORKS)
 def test_draws_are_like_real_networks(name):
     """Mean of the logarithms within 4 standard errors and 5 %, and nine of ten real networks inside the 95 % band."""
@@ -69,6 +70,7 @@ def test_draws_are_like_real_networks(name):
     assert (scipy_stats.binom.cdf(inside, N, 0.92) > 1e-4).all() and (inside < N).any()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("reduction", ["mean", "sum"])
 @pytest.mark.parametrize("name", ["tanh", "relu", "sigmoid"])
 def test_wide_networks_tend_to_the_closed_form(name, reduction):
@@ -87,6 +89,7 @@ def test_wide_networks_tend_to_the_closed_form(name, reduction):
         assert (errors < 0.15).all() and (np.abs(squares.mean(0) - 1) < 4 * errors + 1e-5).all()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["relu", "tanh"])
 def test_batch_norm_explodes_as_it_should(name):
     """δ² grows per layer as in the limit of large batches and wider layers (Yang et al. 2019).
@@ -110,6 +113,7 @@ def test_batch_norm_explodes_as_it_should(name):
     assert abs(growth[1] - limit) < abs(growth[0] - limit)
 
 
+@pytest.mark.slow
 def test_a_batch_seen_in_part():
     """Gradients of 128 examples from 32 of them: the same mean square; δ of each example is exactly a fourth."""
     config = Config(hidden=(60, 60), activation="tanh", initializer="lecun_normal")

@@ -67,6 +67,7 @@ def test_density_of_two_linear_layers_is_fuss_catalan_s() -> None:
     assert eigenvalue_density([7.0], 2, 1.0, orthogonal=False)[0] < 1e-6  # beyond 27/4
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("active", "orthogonal"), [(1.0, False), (0.5, False), (0.5, True)])
 def test_density_has_the_moments_of_the_spread(active: float, orthogonal: bool) -> None:
     """Share p, mean 1 and variance over mean squared, by integration over ln x."""
@@ -91,6 +92,7 @@ def test_gradients_of_relu_networks_part_by_their_angles() -> None:
         angle = np.arccos((np.sin(angle) + (np.pi - angle) * np.cos(angle)) / np.pi)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("activation", ["relu", "tanh"])
 def test_gradients_of_residual_networks_are_those_of_wide_ones(activation: str) -> None:
     """Three blocks h + φ(Wh) of 1500 units, inputs whose means differ; the chain rule in NumPy."""

@@ -55,6 +55,7 @@ def test_mean_squares_agree_with_adaptive_quadrature(name, q):
     assert theory.chi1(q, 1.0, name) == pytest.approx(adaptive_mean(lambda u: slope(u) ** 2, q), rel=1e-10)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("c", [-0.7, 0.2, 0.95])
 @pytest.mark.parametrize("name", ACTIVATIONS)
 def test_pair_means_agree_with_a_cartesian_grid(name, c):
@@ -123,6 +124,7 @@ def test_maps_broadcast_over_arrays():
     assert mapped[1, 1] == pytest.approx(theory.correlation_map(0.5, 2.0, 1.5, 0.1, "tanh"), rel=1e-13)
 
 
+@pytest.mark.slow
 def test_inner_functions_can_be_differentiated_and_vmapped():
     q, c = np.array([0.5, 2.0]), np.array([0.1, 0.6])
     with jax.enable_x64(True):
@@ -134,6 +136,7 @@ def test_inner_functions_can_be_differentiated_and_vmapped():
     np.testing.assert_allclose(slope, 1 / np.pi / np.sqrt(1 - (c / 2) ** 2), rtol=1e-10)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ACTIVATIONS)
 def test_moments_and_their_growth(name):
     phi = NUMPY[name][0]
@@ -340,6 +343,7 @@ def test_batch_norm_gain_of_a_finite_batch_is_that_of_a_drawn_layer(name):
     assert theory.finite_batch_norm_gradient_gain(name, b) == pytest.approx(gain, rel=0.04)
 
 
+@pytest.mark.slow
 def test_batch_norm_gain_of_finite_batches_ends():
     """For linear layers in closed form; elsewhere the limit of large batches; below 4 examples there is none."""
     for b in (4, 5, 64):

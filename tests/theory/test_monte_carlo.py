@@ -124,6 +124,7 @@ def random_triples():
     return dict(zip(COMPARED, zip(found, error, strict=True), strict=True))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("quantity", COMPARED)
 @pytest.mark.parametrize("phase", PHASES)
 @pytest.mark.parametrize("name", ACTIVATIONS)
@@ -166,6 +167,7 @@ def gains(name, steps, sigma_w2, batch, seed):
     return np.divide(squares[1:], squares[:-1])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name, steps, q", NORMALISED)
 def test_batch_norms_gains_in_random_networks(name, steps, q):
     found, error = gather(partial(gains, name, steps, q), BATCHES)
@@ -200,6 +202,7 @@ def random_networks(x, labels, widths, deviations, name, sigma_b, n_networks, se
     return np.mean(products, axis=0), np.mean(squares, axis=0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ACTIVATIONS)
 def test_profiles_agree_with_random_networks(name):
     widths, sigma_w, sigma_b = [12, 250, 200, 150, 4], 1.2, 0.3

@@ -98,6 +98,7 @@ def test_a_linear_model_has_one_layer(batch):
     np.testing.assert_allclose(rms, [exact], rtol=1e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ACTIVATIONS)
 def test_a_blank_example_has_no_nan(name):
     x = np.array([[0.0, 0.0], [1.0, 2.0]])
@@ -120,6 +121,7 @@ def test_what_does_not_fit_is_refused(changed, message, batch):
         profiles.predicted_profile(**(given | {"initializer": "he_normal"} | changed))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "initializer, name, published",
     [

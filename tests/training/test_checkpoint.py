@@ -72,6 +72,7 @@ def resumed(killed, tmp_path_factory):
     return top, pickle.loads((top / "found").read_bytes())
 
 
+@pytest.mark.slow
 def test_the_killed_run_had_a_checkpoint(killed):
     """It stopped half-way: at least one whole checkpoint, and a history that can be read."""
     steps = [int(path.name) for path in (killed / "checkpoints").iterdir() if path.name.isdigit()]
@@ -79,6 +80,7 @@ def test_the_killed_run_had_a_checkpoint(killed):
     assert load(killed)["evaluated_at"].values.tolist()[:2] == [3, 6]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("which", ["one", "two"])
 def test_resumed_is_undisturbed(resumed, which):
     """History and variables are bitwise those of a run that nobody killed; on two devices to rounding."""
@@ -117,6 +119,7 @@ def again(folder, config=CONFIG, settings=SETTINGS, seeds=SEEDS, resume=True, **
     )
 
 
+@pytest.mark.slow
 def test_a_finished_run_resumed_is_itself(resumed):
     """No step is run again; history and variables are those at its end."""
     top, found = resumed
@@ -128,6 +131,7 @@ def test_a_finished_run_resumed_is_itself(resumed):
         np.testing.assert_array_equal(a, b)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("changes", "message"),
     [

@@ -56,6 +56,7 @@ def test_several_epochs_a_chunk():
     assert most_records(every, 2) == 3 and most_records(plan(changed(cadence="every(1)"), 3, 14, 2), 2) == 6
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("cadence", "per_epoch", "total", "message"),
     [
@@ -123,6 +124,7 @@ CASES = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", CASES)
 def test_however_it_is_cut(name, monkeypatch):
     """Chunks of 1, 5 and 21 epochs: the same history and parameters to the last bit."""
@@ -143,6 +145,7 @@ def test_however_it_is_cut(name, monkeypatch):
         jax.tree.map(np.testing.assert_array_equal, result.variables, results[0].variables)
 
 
+@pytest.mark.slow
 def test_goes_on_between_chunks_of_several_epochs(tmp_path, monkeypatch):
     """Stopped after the second of four: its file tells of all its epochs, and the rest is the undisturbed run's."""
     monkeypatch.setattr(chunk_plan, "STEPS_AT_ONCE", 9)

@@ -49,6 +49,7 @@ def in_float32(config, variables, learning_rate, steps=60):
     return -1, ""
 
 
+@pytest.mark.slow
 def test_the_first_bad_step_and_layer():
     """One lane explodes and one does not: what is said of either is what NumPy finds; the sound one loses nothing."""
     start = run(dataclasses.replace(LINEAR, steps=1), Hypers(learning_rate=0.0), dataset=small.dataset()).variables
@@ -81,6 +82,7 @@ def test_where_it_began(rows, expected):
     assert found["first_bad_step"] == (5 if bad.any() else -1)
 
 
+@pytest.mark.slow
 def test_a_diverged_run_ends_early_in_order(tmp_path):
     """All lanes bad: the history ends with the chunk after, on disk too; the same command again has nothing to do."""
     config = dataclasses.replace(LINEAR, cadence="epoch", epochs=200)
@@ -104,6 +106,7 @@ def test_a_diverged_run_ends_early_in_order(tmp_path):
     assert again.history.identical(history.load(tmp_path / "run")) and again.history.sizes == found.sizes
 
 
+@pytest.mark.slow
 def test_backward_overflow_is_told_apart():
     """Huge weights above and tiny ones below: finite logits, and a gradient that overflows on its way back."""
     config = dataclasses.replace(LINEAR, hidden=(8, 8), steps=1)
@@ -123,6 +126,7 @@ def test_backward_overflow_is_told_apart():
     assert where == [0, "layer_1", "backward"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("module", "leaf", "layer"),
     [
@@ -162,6 +166,7 @@ def test_what_is_bad_in_a_stack_is_its_own_layers():
     assert divergence._bad_modules(tree).tolist() == [True, False, False, True, False]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("learning_rate", [0.1, 1e30])
 def test_validation_at_the_end_alone(learning_rate):
     """Everything else is the same, the step and layer of a divergence too; between, validation is NaN."""

@@ -39,6 +39,7 @@ def both(config, **options):
     return alone, inside
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_the_same_run(variant):
     """Records, evaluations and trained variables; layers by name, the last one's draw among them."""
@@ -59,6 +60,7 @@ def test_the_same_run(variant):
         np.testing.assert_allclose(a, b, rtol=2e-4, atol=2e-5)
 
 
+@pytest.mark.slow
 def test_depths_share_one_program():
     """Networks of 1, 5 and 13 layers, and the first states of them: compiled once."""
     programs._chunk_program.cache_clear()
@@ -69,6 +71,7 @@ def test_depths_share_one_program():
     assert programs._chunk_program.cache_info().currsize == programs._start_program.cache_info().currsize == 1
 
 
+@pytest.mark.slow
 def test_where_it_diverged_has_its_own_layers_name():
     """The step and the layer are those of the run alone."""
     config = replace(CONFIG, activation="relu", initializer="he_normal", epochs=2, record=("norms",))
@@ -97,6 +100,7 @@ def test_what_cannot_share_is_refused(changes, deepest):
         run(replace(CONFIG, **changes), dataset=small.dataset(), deepest=deepest)
 
 
+@pytest.mark.slow
 def test_pairs():
     """Each of the hypers with its own seed; unequal numbers are refused."""
     settings = [HYPERS, HYPERS._replace(learning_rate=0.1)]

@@ -89,6 +89,7 @@ def assert_same_gradients(found, expected, elements=4e-6):
         assert np.abs(have - want).max() < (1e-4 if cancels else elements) * largest, name
 
 
+@pytest.mark.slow
 def test_the_reference_is_the_derivative_of_its_own_loss():
     """Central differences of the float64 loss along a random direction of every parameter."""
     for kind in (
@@ -108,6 +109,7 @@ def test_the_reference_is_the_derivative_of_its_own_loss():
             assert (up - down) / 2e-5 == pytest.approx(np.sum(gradient * direction), rel=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ACTIVATIONS)
 def test_gradients_of_the_tutorials_network(name):
     """784-512-256-128-64-32-16-10 with biases, every activation."""
@@ -120,6 +122,7 @@ def test_gradients_of_the_tutorials_network(name):
     assert float(correct) == round(share * 64)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("bias", [True, False])
 @pytest.mark.parametrize("reduction", ["mean", "sum"])
 def test_reduction_and_bias(reduction, bias):
@@ -140,6 +143,7 @@ KINDS += [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("norm", "norm_at", "branch"), KINDS)
 def test_gradients_of_normalised_and_residual_networks(norm, norm_at, branch):
     """Batch and layer norm at every place, with and without skip connections."""

@@ -77,6 +77,7 @@ FORMULAS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("size", [1.0, 1e-7])
 @pytest.mark.parametrize("name", OPTIMIZERS)
 def test_three_steps_of_each_optimizer(name, size):
@@ -128,6 +129,7 @@ CLIP_FORMULAS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("threshold", [0.3, 100.0])
 @pytest.mark.parametrize("clip", CLIPS)
 def test_each_clip(clip, threshold):
@@ -139,6 +141,7 @@ def test_each_clip(clip, threshold):
     assert is_cut == (threshold == 0.3 and clip != "none")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("clip", CLIPS)
 def test_a_step_keeps_the_form_of_the_state(clip):
     """As a loop of compiled steps needs it."""

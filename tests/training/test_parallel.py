@@ -36,6 +36,7 @@ def found(tmp_path_factory):
     return results
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("n", "case"), [(n, case) for n, cases in RUNS.items() if n > 1 for case in cases])
 def test_the_same_history_on_more_devices(found, n, case):
     """Every number of the history and every trained variable equals that of one device; shared lanes by every bit."""

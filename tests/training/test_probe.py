@@ -40,6 +40,7 @@ def jacobian(network: Network) -> jax.Array:
     return jax.jacfwd(lambda x: network.last_hidden(x[None])[0])(network.inputs[0])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("initializer", ["mean_field", "orthogonal"])
 def test_first_step_is_the_engine_s(initializer: str) -> None:
     """The same gradients as a recorded run of the same seeds on the same batch.
@@ -58,6 +59,7 @@ def test_first_step_is_the_engine_s(initializer: str) -> None:
     assert np.ptp(expected, axis=(0, 1)).min() > 0
 
 
+@pytest.mark.slow
 def test_layers_and_jacobian_are_those_of_the_parameters() -> None:
     """Forward pass and chain rule in NumPy, float64, with the parameters that were drawn."""
     params = probe(parameters, CONFIG, HYPERS, 2, INPUTS)

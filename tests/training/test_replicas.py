@@ -24,6 +24,7 @@ def gradients_of(program, lane, state, batch):
     return jax.jit(lambda *a: train_step(program, *a)[2].gradients)(lane, state, batch)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("reduction", ["sum", "mean"])
 def test_replicas_see_disjoint_parts_of_the_batch(reduction):
     """Four replicas start equal and see a quarter each; the sum (mean) of their gradients is the whole batch's."""
@@ -44,6 +45,7 @@ def test_replicas_see_disjoint_parts_of_the_batch(reduction):
         np.testing.assert_allclose(have, want, rtol=1e-5, atol=1e-6 * np.abs(want).max())
 
 
+@pytest.mark.slow
 def test_a_run_of_replicas():
     """Replicas of one seed are lanes from one start that go apart; each is validated on its part of the batches."""
     history = run(changed(replicas=4), seeds=2, dataset=small.dataset()).history
@@ -84,6 +86,7 @@ def test_every_example_once_an_epoch(batch_size, last_batch):
         assert len(seen) == len(set(seen)) == (48 if last_batch == "drop" else small.N)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("reduction", ["mean", "sum"])
 @pytest.mark.parametrize("norm", ["none", "batch", "layer"])
 def test_the_incomplete_batch_counts_its_own_examples(norm, reduction):

@@ -113,6 +113,7 @@ def evaluated(config, params, averages):
     return {"validation_loss": loss, "validation_accuracy": share}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("changes", "hypers", "schedule"),
     [
@@ -156,6 +157,7 @@ def test_a_run_is_the_plain_loop(changes, hypers, schedule):
         np.testing.assert_allclose(have[0], want, rtol=1e-4, atol=1e-5 * np.abs(want).max())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("lanes", [[7], [2, 3, 7]])
 def test_a_lane_has_the_same_bits_whatever_runs_beside_it(eight_lanes, lanes):
     """Some of eight lanes by themselves: history and parameters."""
@@ -181,6 +183,7 @@ def test_nothing_is_compiled_twice(eight_lanes):
     assert not np.allclose(other.history["loss"], again.history["loss"])
 
 
+@pytest.mark.slow
 def test_a_new_program_is_compiled_once(eight_lanes):
     """Another activation: the same first state, and one program of steps, once its steepest slope is known."""
     steepest_slope("elu")
@@ -189,6 +192,7 @@ def test_a_new_program_is_compiled_once(eight_lanes):
     assert len(COMPILED) == before + 1
 
 
+@pytest.mark.slow
 def test_what_steps_do_not_see_shares_their_program(monkeypatch):
     """Data, scaling, holdout, length, cadence and initializers: the steps are traced once; another norm: once more."""
     traced, steps_of_a_chunk = [], programs.run_chunk
@@ -221,6 +225,7 @@ def test_an_exploding_run_ends_in_order(eight_lanes):
     assert_same_history(result.history.isel(lane=slice(4)), eight_lanes.history.isel(lane=slice(4)), rtol=0)
 
 
+@pytest.mark.slow
 def test_every_epoch_of_a_chunk_has_its_own_order():
     """Which is the order of that epoch of the run, whatever chunk it is in."""
     program, shared, lane = pieces(changed(shuffle="every_epoch"))
@@ -230,6 +235,7 @@ def test_every_epoch_of_a_chunk_has_its_own_order():
     np.testing.assert_array_equal(orders_of(program, shared._replace(plan=plan), lane), expected)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("stop", "is_finite"), [(6, True), (5, True), (3, True), (6, False)])
 def test_what_a_chunk_says_of_its_epochs(stop, is_finite):
     """Two epochs of three steps, the second whole, cut short or left out, in a chunk that may have three."""
@@ -248,6 +254,7 @@ def test_what_a_chunk_says_of_its_epochs(stop, is_finite):
     np.testing.assert_array_equal(found["clipped_to_zero"], np.where(was_seen, 0, np.nan))
 
 
+@pytest.mark.slow
 def test_an_infinite_loss_of_finite_parameters_is_told():
     """Saturated layers pass no gradient on; the last one's logits are so far apart that their losses' sum overflows."""
     program, shared, lane = pieces(changed(reduction="sum"))
@@ -262,6 +269,7 @@ def test_an_infinite_loss_of_finite_parameters_is_told():
     assert evaluation["finite"].dtype == bool and not evaluation["finite"]
 
 
+@pytest.mark.slow
 def test_two_devices_see_and_record_the_whole_batch():
     """Half of a masked batch on either end of a device axis: record and averages are those of the whole."""
     program, shared, lane = pieces(changed(norm="batch", last_batch="keep", record=("all",)))
@@ -281,6 +289,7 @@ def test_two_devices_see_and_record_the_whole_batch():
             np.testing.assert_allclose(end, want, rtol=1e-4, atol=1e-5 * size, err_msg=jax.tree_util.keystr(path))
 
 
+@pytest.mark.slow
 def test_progress_and_given_variables(eight_lanes, an_epoch_a_chunk):
     """`progress` sees every chunk; a run from given variables starts there."""
     seen = []
@@ -297,6 +306,7 @@ def test_progress_and_given_variables(eight_lanes, an_epoch_a_chunk):
     np.testing.assert_allclose(result.history["weight_norm"].values[:, 0, 0], sizes, rtol=1e-6)
 
 
+@pytest.mark.slow
 def test_a_history_says_what_was_run(eight_lanes, tmp_path):
     """Config, hypers and seeds, in memory as in the file; callables by where they can be imported."""
     wanted = Settings(small.CONFIG, tuple(SETTINGS), (0, 1, 2, 3))

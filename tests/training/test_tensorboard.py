@@ -49,6 +49,7 @@ def tags_of(accumulator, plugin):
     return {tag for tag in tags if accumulator.SummaryMetadata(tag).plugin_data.plugin_name == plugin}
 
 
+@pytest.mark.slow
 def test_every_scalar_is_read_back(folder):
     """All lanes, steps, layers and statistics, equal to the last bit of float32, NaN and Inf included."""
     whole = load(folder)
@@ -155,6 +156,7 @@ def test_any_variable_goes_by_its_dimensions(tmp_path):
     ] * 2
 
 
+@pytest.mark.slow
 def test_more_files_than_the_system_allows(tmp_path):
     """Every run has a file: the limit is raised to as many as are needed."""
     resource = pytest.importorskip("resource")
@@ -218,6 +220,7 @@ def test_tables_are_read_by_pandas(folder):
         assert row[name] == pytest.approx(float(wanted[name]), rel=1e-6)
 
 
+@pytest.mark.slow
 def test_tables_and_history_need_nothing_of_ours(folder):
     """pandas and xarray read them where this package and JAX cannot be imported, and they say the same."""
     program = """
@@ -238,6 +241,7 @@ print(history.sizes["lane"], history["gradient_histogram"].attrs["long_name"])
     assert read.stdout == f"8 {all_statistics()['gradient_histogram'].long_name}\n", read.stderr
 
 
+@pytest.mark.slow
 def test_threads_read_and_write_at_once(folder, tmp_path):
     """netCDF's library crashes where two threads are in it; in a process of its own, to be told from outside."""
     program = """
@@ -270,6 +274,7 @@ def test_a_folder_that_vanishes_between_two_files(folder, tmp_path, monkeypatch)
     assert len(opened) == 1 and not path.exists()
 
 
+@pytest.mark.slow
 def test_resuming_doubles_no_step(tmp_path, monkeypatch, an_epoch_a_chunk):
     """A run that was interrupted after its second chunk goes on, and its records are those of an undisturbed one."""
     path = tmp_path / "run"
@@ -299,6 +304,7 @@ def test_resuming_doubles_no_step(tmp_path, monkeypatch, an_epoch_a_chunk):
     assert len((path / "train.log").read_text().splitlines()) == 3
 
 
+@pytest.mark.slow
 def test_a_history_survives_the_disk(folder, tmp_path):
     """netCDF gives back every value, coordinate, type and description."""
     result = run(small.CONFIG, EXPLODING, 4, dataset=small.dataset())

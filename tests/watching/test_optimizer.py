@@ -48,6 +48,7 @@ def after(tx, steps, params=PARAMETERS, give=gradients):
     return state
 
 
+@pytest.mark.slow
 def test_tables_agree():
     """A watched family gives what the same family gives in a run; all of them come with a clip, fewer without."""
     names = [one.name for one in statistics_of(optimizer.watchable_families())]
@@ -61,6 +62,7 @@ def test_tables_agree():
             assert values.shape[0] == 3 and np.isfinite(values).all(), name
 
 
+@pytest.mark.slow
 def test_clip_and_optimizer_are_a_chain():
     """Watched apart, they move as `optax.chain` of them, and the clipped gradient is the one in between."""
     clip, move = optax.clip_by_global_norm(0.1), optax.sgd(0.5, momentum=0.9)
@@ -127,6 +129,7 @@ def test_a_loop_that_is_not_compiled_compiles_nothing_twice(every):
     assert before and len(COMPILED) == before
 
 
+@pytest.mark.slow
 def test_jit_scan_and_vmap():
     """One structure from init on; lanes give what each gives by itself."""
     tx = vgjax.watch(optax.adam(1e-2), optax.clip(0.5), every=2, record="all", stacked="")
@@ -156,6 +159,7 @@ def test_jit_scan_and_vmap():
     assert vgjax.scalars(one)["weight/norm/dense_0"] == pytest.approx(want_norm, rel=1e-6)
 
 
+@pytest.mark.slow
 def test_stacked_is_unstacked():
     """Three layers in one array give what they give one by one, under `blocks/kernel[i]`'s module's name."""
     stack = {"blocks": {"dense": jax.tree.map(lambda *x: jnp.stack(x), *PARAMETERS.values())}}
@@ -231,6 +235,7 @@ def test_mistakes(make, message):
     assert "\n" not in str(error.value)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("wrap", ["chain", "multi_steps", "masked", "inject", "finite", "multi"])
 def test_inside_other_transformations(wrap):
     """Wherever Optax puts a state, it is found; arguments beyond Optax's three come through."""
@@ -335,6 +340,7 @@ def test_wrappers_that_add_up_old_and_new_states(wrap):
     np.testing.assert_allclose(found["update_cosine"], 1, rtol=1e-6)
 
 
+@pytest.mark.slow
 def test_weights_of_other_libraries():
     """What is a weight and what it is called: boxes, biases of two dimensions, keys, numbers, functions."""
 
