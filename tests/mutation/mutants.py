@@ -28,7 +28,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from places import ROOT, change, function_at, mutants, source_of
+from places import ROOT, bare, change, found_again, function_at, mutants, source_of
 
 HERE = Path(__file__).parent
 WORK = ROOT / "build" / "mutation"
@@ -114,28 +114,10 @@ def sample(n: int | None, like: Path | None) -> None:
         all_mutants += [one for found in by_place.values() for one in found] if like else []
         print(module, population[module], flush=True)
     if like:
-        rows = found_again(json.loads(like.read_text())["mutants"], all_mutants, n)
+        rows = found_again(json.loads(like.read_text())["mutants"], all_mutants, n, SEED)
     WORK.mkdir(parents=True, exist_ok=True)
     rows = [{"id": f"{r['module']}:{r['line']}:{r['column']}", **r} for r in rows]
     (WORK / "sample.json").write_text(json.dumps({"commit": commit(), "population": population, "mutants": rows}))
-
-
-def found_again(earlier: list[dict], mutants: list[dict], n: int | None) -> list[dict]:
-    """Today's mutants that change the same lines in the same way; `n` of them, drawn with `SEED`."""
-    today: dict[tuple, list[dict]] = {}
-    for one in mutants:
-        today.setdefault((one["operator"].removeprefix("core/"), bare(one["before"])), []).append(one)
-    found, lost = [], 0
-    for row in earlier:
-        candidates = today.get((row["operator"], bare(row["line"])), [])
-        same = [one for one in candidates if bare(change(one)) == bare(row["change"])]
-        lost += not same
-        found += [{**same[0], "earlier": row["outcome"]}] if same else []
-    print(f"{len(found)} of {len(earlier)} mutants found again; the lines of {lost} have changed", flush=True)
-    if n is None or n >= len(found):
-        return found
-    places = sorted(random.Random(SEED).sample(range(len(found)), n))
-    return [found[i] for i in places]
 
 
 def commit() -> str:
@@ -318,11 +300,6 @@ def reason(mutant: dict) -> str:
     rows = yaml.safe_load((HERE / "equivalent.yaml").read_text())
     listed = {(row["module"], bare(row["change"])): row["reason"] for row in rows}
     return listed.get((mutant["module"], bare(change(mutant))), "")
-
-
-def bare(line: str) -> str:
-    """The code of a line, without spaces and comment."""
-    return "".join(line.partition("#")[0].split())
 
 
 def report() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import difflib
+import random
 from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
@@ -83,3 +84,26 @@ def change(mutant: dict) -> str:
     lines = list(difflib.unified_diff(*pair, n=0, lineterm=""))[2:]
     added = [line[1:] for line in lines if line[0] == "+"]
     return " ".join(" ".join(added).split()) or f"without {mutant['before']}"
+
+
+def found_again(earlier: list[dict], mutants: list[dict], n: int | None, seed: int) -> list[dict]:
+    """Today's mutants that change the same lines in the same way; `n` of them, drawn with `seed`."""
+    today: dict[tuple, list[dict]] = {}
+    for one in mutants:
+        today.setdefault((one["operator"].removeprefix("core/"), bare(one["before"])), []).append(one)
+    found, lost = [], 0
+    for row in earlier:
+        candidates = today.get((row["operator"], bare(row["line"])), [])
+        same = [one for one in candidates if bare(change(one)) == bare(row["change"])]
+        lost += not same
+        found += [{**same[0], "earlier": row["outcome"]}] if same else []
+    print(f"{len(found)} of {len(earlier)} mutants found again; the lines of {lost} have changed", flush=True)
+    if n is None or n >= len(found):
+        return found
+    places = sorted(random.Random(seed).sample(range(len(found)), n))
+    return [found[i] for i in places]
+
+
+def bare(line: str) -> str:
+    """The code of a line, without spaces and comment."""
+    return "".join(line.partition("#")[0].split())
