@@ -98,10 +98,12 @@ def test_what_tfds_prepared_is_what_its_builder_made(tiny_cache):
         assert found == sorted((tiny_image(n).tolist(), n % 4) for n in range(count))
 
 
+@pytest.mark.slow
 def test_only_the_arrays_stay(tiny_cache):
     assert [p.relative_to(tiny_cache).as_posix() for p in tiny_cache.rglob("*")] == ["arrays", "arrays/tiny_images.npz"]
 
 
+@pytest.mark.slow
 def test_cached_arrays_need_neither_tfds_nor_tensorflow(tiny_cache):
     code = "import sys; from vgjax import data; tiny = data.load('tiny_images', sys.argv[1])\n"
     ran = run_python(code + "print(len(tiny.train_labels), *sys.modules)", tiny_cache)
@@ -111,6 +113,7 @@ def test_cached_arrays_need_neither_tfds_nor_tensorflow(tiny_cache):
     assert not {"tensorflow", "tensorflow_datasets", "sklearn", "jax"} & set(modules)
 
 
+@pytest.mark.slow
 def test_what_tfds_itself_prepared_is_taken_in_its_order(tiny_builder, tmp_path):
     import tensorflow_datasets as tfds
 
@@ -149,6 +152,7 @@ def test_damaged_cache_is_named_and_refused_and_made_anew_on_request(tiny_builde
     np.testing.assert_array_equal(catalogue.load("tiny_images", cached.parents[1]).test_labels, whole.test_labels)
 
 
+@pytest.mark.slow
 def test_another_sets_file_is_refused(cached):
     cached.rename(cached.with_name("cifar10.npz"))
     with pytest.raises(ValueError, match=r"cifar10.npz is damaged \(it holds 'tiny_images'\)"):
@@ -163,6 +167,7 @@ class Bomb:
         return (Path.touch, (self.path,))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("bare", [False, True])
 def test_no_pickle_is_loaded(cached, tmp_path, bare):
     bomb, buffer = np.array([Bomb(tmp_path / "went_off")], dtype=object), io.BytesIO()
@@ -178,6 +183,7 @@ def test_no_pickle_is_loaded(cached, tmp_path, bare):
     assert not (tmp_path / "went_off").exists()
 
 
+@pytest.mark.slow
 def test_a_preparation_that_fails_says_so_in_one_line_and_leaves_nothing(tiny_builder, tmp_path):
     with pytest.raises(ValueError, match=r"'tiny_broken': TFDS cannot prepare it .RuntimeError: .*half-way") as caught:
         catalogue.load("tiny_broken", tmp_path)
@@ -185,6 +191,7 @@ def test_a_preparation_that_fails_says_so_in_one_line_and_leaves_nothing(tiny_bu
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "name, words",
     [
@@ -264,6 +271,7 @@ def test_a_missing_original_is_asked_of_the_network_once(originals, no_network, 
     assert list((tmp_path / "data").iterdir()) == []
 
 
+@pytest.mark.slow
 def test_ready_lists_the_table_and_the_cache(cached):
     shutil.copy(cached, cached.with_name("cifar10.npz"))
     rows = {row["name"]: row for row in catalogue.ready(cached.parents[1])}

@@ -142,12 +142,14 @@ def test_a_gradient_that_falls_to_zero_is_found(tanh):
     assert "exactly 0 in layer_1, layer_2 at step 0" in found.evidence and found.numbers["decades"] == -np.inf
 
 
+@pytest.mark.slow
 def test_dead_units(relu):
     found = diagnose(relu.isel(lane=[1])).findings[0]
     assert found.rule == "dead" and found.cause == "initial weights and biases"
     assert max(found.numbers["dead_share"].values()) > 0.4
 
 
+@pytest.mark.slow
 def test_dead_lanes_in_the_minority_are_a_warning(relu):
     """One lane of three whose second layer dies at the end."""
     history = xr.concat([relu.isel(lane=[0])] * 3, "lane")
@@ -159,6 +161,7 @@ def test_dead_lanes_in_the_minority_are_a_warning(relu):
     assert "1 of 3" in found.evidence
 
 
+@pytest.mark.slow
 def test_a_lane_that_diverged_says_where(relu):
     """Also beside healthy lanes of another setting, which have no finding."""
     (found,) = diagnose(relu.isel(lane=[0, 2])).findings
@@ -168,6 +171,7 @@ def test_a_lane_that_diverged_says_where(relu):
     assert found.cause == "weight gain" and found.hypers["sigma_w"] == pytest.approx(1e10)
 
 
+@pytest.mark.slow
 def test_divergence_by_the_learning_rate(relu):
     """Its cause is the size of the steps before."""
     found = diagnose(relu.isel(lane=[3])).findings[0]

@@ -71,6 +71,7 @@ def test_a_sweep_comes_out_the_same(tmp_path: Path, capsys: pytest.CaptureFixtur
     assert "of 8 lanes" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_a_number_that_differs_is_named(finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """How many of its kind, by how much, and what the two were made with."""
     path = altered(finished, tmp_path)
@@ -83,6 +84,7 @@ def test_a_number_that_differs_is_named(finished: Path, tmp_path: Path, capsys: 
     assert "1 of" in printed and "date" not in printed
 
 
+@pytest.mark.slow
 def test_another_seed_makes_other_numbers(finished: Path, tmp_path: Path) -> None:
     """A result that names a seed it does not come from is found out."""
     about = json.loads(xr.open_dataset(finished / "history.nc").attrs["run"])
@@ -91,6 +93,7 @@ def test_another_seed_makes_other_numbers(finished: Path, tmp_path: Path) -> Non
     assert {"seed", "loss", "gradient_rms"} <= set(found) and 0.4 < found["loss"].share <= 0.5
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("make", "message"),
     [

@@ -100,6 +100,7 @@ def test_resumed_is_undisturbed(resumed, which):
         np.testing.assert_allclose(a, b, rtol=0 if exact else 1e-4, atol=0 if exact else 1e-6)
 
 
+@pytest.mark.slow
 def test_the_folder_of_a_resumed_run(resumed):
     """Its merged history is the one that was returned; nothing temporary is left; it says with what it was made."""
     top, found = resumed
@@ -158,6 +159,7 @@ def test_another_run_is_refused(resumed, changes, message):
     assert {path: path.stat().st_mtime_ns for path in folder.rglob("*")} == before
 
 
+@pytest.mark.slow
 def test_a_strangers_folder_is_refused(tmp_path):
     """A folder with other things in it is not written into; nor one whose config.yaml is damaged."""
     (tmp_path / "thesis.txt").write_text("years of work")
@@ -169,6 +171,7 @@ def test_a_strangers_folder_is_refused(tmp_path):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["config.yaml", "thesis.txt"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("written", [0, 1])
 def test_killed_before_it_was_a_run(tmp_path, monkeypatch, written):
     """Between any two of its first files: it is begun again, and lacks none."""
@@ -184,6 +187,7 @@ def test_killed_before_it_was_a_run(tmp_path, monkeypatch, written):
     assert {"config.yaml", "environment.json"} <= {path.name for path in (tmp_path / "run").iterdir()}
 
 
+@pytest.mark.slow
 def test_refusals_leave_no_folder(tmp_path):
     """What cannot run is refused before a folder is made."""
     for config in (changed(activation="rellu"), changed(batch_size=57), changed(optimizer="adamw", decay="l2")):
@@ -192,6 +196,7 @@ def test_refusals_leave_no_folder(tmp_path):
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.slow
 def test_a_damaged_checkpoint_is_reported(resumed, tmp_path):
     """One line that names the checkpoint, where its arrays were cut off."""
     folder = tmp_path / "run"
@@ -205,6 +210,7 @@ def test_a_damaged_checkpoint_is_reported(resumed, tmp_path):
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.slow
 def test_save_and_restore(tmp_path):
     """Typed keys, integers and floats come back bit for bit; of many checkpoints the last two are kept."""
     tree = {"key": jax.random.split(jax.random.key(3), 2), "count": np.int32(7), "w": np.float32([1e-30, np.nan, -0.0])}

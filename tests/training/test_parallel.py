@@ -58,6 +58,7 @@ def _leaves(tree, name=""):
             yield f"{name}/{key}", value
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("n", "case"), [(n, case) for n, cases in RUNS.items() for case in cases])
 def test_the_second_chunk_compiles_nothing(found, n, case):
     """Every chunk runs the first one's program, on whatever devices."""

@@ -41,6 +41,7 @@ def read_from_disk():
     monitoring.unregister_event_listener(listener)
 
 
+@pytest.mark.slow
 @pytest.mark.optimised
 def test_a_cached_program_gives_the_same_bits(empty_cache, read_from_disk):
     """A history of programs that were compiled, and one of the same programs read from the disk."""

@@ -72,6 +72,7 @@ def test_every_scalar_is_read_back(folder):
         assert found == set(scalars) and found
 
 
+@pytest.mark.slow
 def test_every_histogram_is_read_back(folder):
     """Bins and counts of every layer and step; with NaN's count beside they sum to the number of values."""
     whole = load(folder)
@@ -178,6 +179,7 @@ def test_the_first_page_is_first():
     assert sorted({*FIRST_PAGE, *others})[:2] == list(FIRST_PAGE)
 
 
+@pytest.mark.slow
 def test_hyperparameters_are_there(folder):
     """TensorBoard's HParams page has every lane's numbers."""
     with warnings.catch_warnings():
@@ -191,6 +193,7 @@ def test_hyperparameters_are_there(folder):
         assert found["seed"] == lane % 4 and found["clip_threshold"] == 1 and "sigma_w" in found
 
 
+@pytest.mark.slow
 def test_the_log_has_every_evaluation(folder):
     """One line each, of the first lane."""
     lines = (folder / "train.log").read_text().splitlines()
@@ -199,6 +202,7 @@ def test_the_log_has_every_evaluation(folder):
         assert f"[{step}]" in line and "validation_accuracy" in line and "train_loss" in line
 
 
+@pytest.mark.slow
 def test_the_folder_holds_nothing_else(folder):
     """Merged history, tables, and no temporary files."""
     names = {path.name for path in folder.iterdir()}
@@ -207,6 +211,7 @@ def test_the_folder_holds_nothing_else(folder):
     assert names == made | tables
 
 
+@pytest.mark.slow
 def test_tables_are_read_by_pandas(folder):
     """A row a lane, step and layer, and a row a lane and evaluation, with the history's numbers."""
     whole = load(folder)
@@ -261,6 +266,7 @@ with ThreadPoolExecutor(4) as pool:
     assert threads.stdout == "60\n", (threads.returncode, threads.stderr)
 
 
+@pytest.mark.slow
 def test_a_folder_that_vanishes_between_two_files(folder, tmp_path, monkeypatch):
     """It is said, and the next file does not make it again."""
     path, opened, open_writer = tmp_path / "run", [], tensorboard._open_writer
@@ -316,6 +322,7 @@ def test_a_history_survives_the_disk(folder, tmp_path):
         assert back[name].dtype.kind == v.dtype.kind, name
 
 
+@pytest.mark.slow
 def test_join_is_one_history(folder):
     """Chunks cut from a history and joined are the history."""
     whole = load(folder)
@@ -323,6 +330,7 @@ def test_join_is_one_history(folder):
     xr.testing.assert_equal(history.join(parts), whole)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("damage", ["cut", "other", "empty"])
 def test_damaged_files_are_reported(folder, tmp_path, damage):
     """A file that was cut, overwritten or emptied: one line that names it."""
@@ -341,6 +349,7 @@ def test_no_history_at_all(tmp_path):
             load(path)
 
 
+@pytest.mark.slow
 def test_chunk_files_are_whole(folder, tmp_path, monkeypatch):
     """A write that fails in the middle leaves no half file under a history's name."""
     part = load(folder).isel(evaluation=slice(0, 1))
