@@ -15,10 +15,8 @@ from commands import COMMAND, SMALL, refused
 
 from vgjax.command import list as listing
 from vgjax.command import train
-from vgjax.command.cli import main, parse
+from vgjax.command.cli import main
 from vgjax.config import Config, Hypers
-from vgjax.data.catalogue import DATASETS, EMBEDDED, load
-from vgjax.settings import Settings, parse_seeds, read_settings, seeds_as_words
 from vgjax.training import optim, parallel, tensorboard
 
 HEAVY = {
@@ -130,60 +128,6 @@ def test_bad_lines(capsys, line, parts):
     assert [part for part in parts if part not in error] == []
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize(
-    ("name", "content", "parts"),
-    [
-        ("f.yaml", "", ["holds no settings"]),
-        ("f.yaml", "- 1\n- 2", ["holds no settings"]),
-        ("f.yaml", "hidden: [1, 2", ["f.yaml", "damaged"]),
-        ("f.yaml", "\0", ["f.yaml", "damaged"]),
-        ("f.yaml", "dataset: !!python/object/apply:os.system ['touch executed']", ["f.yaml", "damaged"]),
-        ("f.yaml", "[" * 10000, ["f.yaml"]),
-        ("f.yaml", "hiden: [3]", ["unknown field 'hiden'", "did you mean 'hidden'", "allowed: dataset"]),
-        ("f.yaml", "config: {activatoin: relu}", ["unknown field 'activatoin'", "did you mean 'activation'"]),
-        ("f.yaml", "hypers: {learning_rat: 1}", ["unknown field 'learning_rat'", "did you mean 'learning_rate'"]),
-        ("f.yaml", "learning_rat: 1", ["did you mean 'learning_rate'"]),
-        ("f.yaml", "3: 4", ["unknown field 3"]),
-        ("f.yaml", "epochs: 1\nepochs: 2", ["f.yaml: 'epochs' is there twice", "each field once"]),
-        ("f.yaml", "hypers: {sigma_w: 1, sigma_w: 2}", ["f.yaml: 'sigma_w' is there twice"]),
-        ("f.yaml", "hidden: 3", ["hidden 3 is not allowed", "a list of whole numbers"]),
-        ("f.yaml", "hidden: [3, a]", ["hidden [3, 'a'] is not allowed", "a list of whole numbers"]),
-        ("f.yaml", "hidden: [3, true]", ["hidden [3, True] is not allowed"]),
-        ("f.yaml", "batch_size: 1.5", ["batch_size 1.5 is not allowed", "a whole number"]),
-        ("f.yaml", "batch_size: true", ["batch_size True is not allowed", "a whole number"]),
-        ("f.yaml", "bias: 1", ["bias 1 is not allowed", "true or false"]),
-        ("f.yaml", "activation: 7", ["activation 7 is not allowed", "text"]),
-        ("f.yaml", "norm: [batch]", ["norm ['batch'] is not allowed"]),
-        ("f.yaml", "norm: bacth", ["norm 'bacth' is not allowed", "did you mean 'batch'"]),
-        ("f.yaml", "learning_rate: fast", ["learning_rate 'fast' is not allowed", "a number"]),
-        ("f.yaml", "learning_rate: true", ["learning_rate True is not allowed", "a number"]),
-        ("f.yaml", "learning_rate: -1", ["learning_rate -1.0 is not allowed", "0 or more"]),
-        ("f.yaml", "config: 3", ["config 3 is not allowed"]),
-        ("f.yaml", "hypers: 3", ["hypers 3 is not allowed"]),
-        ("f.yaml", "seeds: x", ["seeds 'x' is not allowed"]),
-        ("f.yaml", "seeds: []", ["seeds [] is not allowed"]),
-        ("f.yaml", "seeds: [-1]", ["seeds [-1] is not allowed"]),
-        ("f.yaml", "activation: nowhere", ["unknown activation 'nowhere'"]),
-        ("f.toml", "hidden = [3", ["f.toml"]),
-        ("f.toml", "hiden = [3]", ["f.toml", "did you mean 'hidden'"]),
-        ("f.json", "{}", [".json", "allowed: .yaml, .yml, .toml"]),
-        ("f", "", ["allowed: .yaml, .yml, .toml"]),
-    ],
-)
-def test_bad_files(capsys, name, content, parts):
-    Path(name).write_text(content)
-    error = refused(capsys, ["train", "--config-file", name])
-    assert [part for part in parts if part not in error] == []
-
-
-def test_show_refuses_a_bad_file_too(capsys):
-    Path("f.yaml").write_text("hiden: [3]")
-    assert "f.yaml: unknown field 'hiden'; did you mean 'hidden'" in refused(
-        capsys, ["show", "--config-file", "f.yaml"]
-    )
-
-
 STRANGERS = """
 import jax, jax.numpy as jnp, optax
 print_nothing = 3
@@ -259,43 +203,7 @@ def test_a_refusal_is_one_line_of_a_process(words, part):
     assert part in done.stderr and not Path("run").exists()
 
 
-@pytest.mark.slow
-def test_a_terminal_without_greek_letters():
-    line = [*COMMAND, "show", "--dataset", "iris"]
-    done = subprocess.run(line, capture_output=True, text=True, env=os.environ | {"PYTHONIOENCODING": "ascii"})
-    assert (done.returncode, done.stderr) == (0, "") and "?_w?" in done.stdout
-
-
-# Show, data, list
-
-
-def test_show_counts_as_the_keras_notebook(capsys):
-    line = "show --dataset mnist --hidden 50 50 50 --activation elu --norm batch --norm-at layer_inputs"
-    assert main([*line.split(), "--initializer", "mean_field", "--data-dir", "empty"]) == 0
-    out = capsys.readouterr().out
-    assert [int(n) for n in re.findall(r"^(?:norm|layer)_\d .*? +\d+ +\d+ +(\d+)", out, re.M)] == [
-        3136, 39250, 200, 2550, 200, 2550, 510,
-    ]  # fmt: skip
-    assert re.search(r"^layer_1 +dense +784 +50 +39250 +1$", out, re.M)
-    assert re.search(r"^total +784 +10 +48396 *$", out, re.M)
-
-
-def test_show_takes_features_and_classes(capsys):
-    assert main(["show", "--dataset", "nowhere", "--hidden", "3", "--features", "7", "--classes", "2"]) == 0
-    out = capsys.readouterr().out
-    assert re.search(r"layer_1 +dense +7 +3 +24 ", out) and re.search(r"layer_2 +dense +3 +2 +8 ", out)
-
-
-def test_show_takes_the_config_of_a_run(capsys):
-    Path("c.yaml").write_text("config: {dataset: iris, hidden: [6]}\nseeds: [0]\ndata: x\n")
-    assert main(["show", "--config-file", "c.yaml"]) == 0
-    assert re.search(r"layer_1 +dense +4 +6 +30 ", capsys.readouterr().out)
-
-
-@pytest.mark.parametrize("name", EMBEDDED)
-def test_known_sizes_are_those_of_the_data(name):
-    data = load(name)
-    assert (DATASETS[name].features, DATASETS[name].classes) == (data.train_inputs.shape[1], data.classes)
+# Lists
 
 
 def test_list_names_everything_with_its_source(capsys):
@@ -314,14 +222,6 @@ def test_list_names_everything_with_its_source(capsys):
     assert "he_normal" not in capsys.readouterr().out
 
 
-def test_data_list_and_prepare(capsys):
-    assert main(["data", "list", "--data-dir", "here"]) == 0
-    out = capsys.readouterr().out
-    assert re.search(r"^digits +yes +1500 +297 +8×8 +10 ", out, re.M) and re.search(r"^mnist +no ", out, re.M)
-    assert main(["data", "prepare", "iris"]) == 0
-    assert "150 training and 150 test examples" in capsys.readouterr().out
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize("unbuffered", ["", "1"])
 @pytest.mark.parametrize("words", [["list"], ["list", "clips"], ["train", "--help"]], ids=" ".join)
@@ -330,35 +230,3 @@ def test_a_closed_pipe_is_no_error(words, unbuffered):
     with subprocess.Popen([*COMMAND, *words], env=os.environ | {"PYTHONUNBUFFERED": unbuffered}, **pipes) as done:
         done.stdout.close()
         assert (done.stderr.read(), done.wait()) == (b"", 0)
-
-
-# Config files
-
-
-def test_yaml_and_toml_say_the_same():
-    Path("a.yaml").write_text("hidden: [4, 3]\nnorm: none\nbias: no\nlearning_rate: 1e-3\nnorm_epsilon: 1\nseeds: 3\n")
-    Path("a.toml").write_text(
-        "seeds = 3\n[config]\nhidden = [4, 3]\nnorm = 'none'\nbias = false\nnorm_epsilon = 1.0\n"
-        "[hypers]\nlearning_rate = 0.001\n"
-    )
-    wanted = Settings(Config(hidden=(4, 3), bias=False, norm_epsilon=1.0), (Hypers(learning_rate=1e-3),), 3)
-    assert read_settings(Path("a.yaml")) == read_settings(Path("a.toml")) == wanted
-
-
-def test_options_overrule_the_file():
-    Path("a.yaml").write_text("hidden: [4, 3]\nactivation: tanh\nlearning_rate: 0.3\nsigma_w: 2\nseeds: [5]\n")
-    train = parse(["train", "--config-file", "a.yaml", "--activation", "elu", "--learning_rate=0.7", "--replicas", "2"])
-    assert train.config == Config(hidden=(4, 3), activation="elu", replicas=2)
-    assert train.settings == (Hypers(learning_rate=0.7, sigma_w=2.0),)
-    assert parse_seeds(train.seeds) == (5,)
-
-
-def test_an_option_overrules_every_setting_of_the_file():
-    Path("a.yaml").write_text("hypers: [{learning_rate: 0.1, sigma_w: 1}, {learning_rate: 0.2, sigma_w: 2}]\n")
-    train = parse(["train", "--config-file", "a.yaml", "--learning-rate", "0.1"])
-    assert train.settings == (Hypers(learning_rate=0.1), Hypers(learning_rate=0.1, sigma_w=2.0))
-
-
-@pytest.mark.parametrize("seeds", [1, 8, (0,), (7,), (3, 5)])
-def test_seeds_as_words_and_back(seeds):
-    assert parse_seeds(seeds_as_words(seeds)) == seeds

@@ -12,21 +12,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import xarray as xr
-from diagnosed import DECAY, HEALTHY, SMALL, TANH
+from diagnosed import HE, HEALTHY, RELU, SMALL, TANH, history_of, rules_of
 
 import vgjax
-from experiments.keras_notebook import ADAM, IRIS
-from experiments.mxnet_mnist import CLEAN, GRID, HYPERS
-from vgjax import theory
 from vgjax.config import Hypers
-from vgjax.data.catalogue import load
-from vgjax.diagnosis.reference import critical_draws
 from vgjax.diagnosis.rules import RULES, diagnose
 from vgjax.theory.criticality import critical_variance
-from vgjax.training.loop import run
-
-RELU = replace(SMALL, dataset="digits", scaling="auto", batch_size=50, epochs=4, hidden=(32,) * 4, activation="relu")
-HE = Hypers(learning_rate=0.01, sigma_w=math.sqrt(2))
 
 
 def equal(key, shape, dtype=jnp.float32):
@@ -40,14 +31,6 @@ def identity(key, shape, dtype=jnp.float32):
 def rows_differ(key, shape, dtype=jnp.float32):
     """Units of a layer are copies, though no two inputs have the same weight."""
     return jnp.broadcast_to(jnp.linspace(0.1, 1.9, shape[0], dtype=dtype)[:, None] / shape[0], shape)
-
-
-def history_of(config, *settings, seeds=1):
-    return run(config, settings or HEALTHY, seeds, devices=1).history
-
-
-def rules_of(history, **also):
-    return [finding.rule for finding in diagnose(history, **also).findings]
 
 
 @pytest.fixture(scope="module")
@@ -232,79 +215,6 @@ def test_gradients_that_float16_would_lose():
     assert worse.severity == "serious" and worse.numbers["lost_in_bfloat16"] == pytest.approx(0.9)
 
 
-# The documents
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize(
-    ("setting", "cause"),
-    [
-        ("uniform, sigmoid", "weight gain, slope of the activation"),
-        ("xavier, sigmoid", "slope of the activation"),
-        ("uniform, relu", None),
-    ],
-)
-def test_the_tutorials_networks_have_its_authors_diagnosis(setting, cause):
-    """Small uniform weights and the sigmoid's slope; with Xavier's weights the slope alone; nothing with ReLU."""
-    config = replace(CLEAN, dataset="digits", scaling="1/255", record=DECAY, steps=1, **GRID[setting])
-    data = _as_wide_as_mnist(load("digits"))
-    found = [f for f in diagnose(run(config, HYPERS, 2, dataset=data).history, data).findings if f.rule == "vanishing"]
-    assert [finding.cause for finding in found] == ([cause] if cause else [])
-
-
-def _as_wide_as_mnist(digits):
-    """8×8 images as 28×28 ones, so that the first layer's fan_in is MNIST's."""
-
-    def widened(x):
-        square = np.kron(x.reshape(-1, 8, 8), np.ones((1, 3, 3), np.uint8))
-        return np.pad(square, ((0, 0), (2, 2), (2, 2))).reshape(len(x), 784)
-
-    return replace(
-        digits, train_inputs=widened(digits.train_inputs), test_inputs=widened(digits.test_inputs), shape=(28, 28)
-    )
-
-
-@pytest.mark.slow
-def test_the_notebooks_networks_have_its_authors_diagnosis():
-    """Sigmoid with Glorot: the slope; leaky ReLU with He: nothing."""
-    config = replace(IRIS, record=("weights", "deltas", "decay"), steps=1)
-    found = diagnose(history_of(config, ADAM, seeds=3)).findings
-    assert (found[0].rule, found[0].cause) == ("vanishing", "slope of the activation")
-    assert "use tanh or relu with he_normal" in found[0].advice
-    leaky = replace(config, activation="leaky_relu(0.2)", initializer="he_normal")
-    assert "vanishing" not in rules_of(history_of(leaky, ADAM, seeds=3))
-
-
-# What they are compared with
-
-
-@pytest.mark.parametrize("activation", ["sigmoid", "tanh", "relu", "gelu", "softsign"])
-def test_critical_variance_neither_shrinks_nor_grows(activation):
-    """The product of χ₁ over the layers is 1, layer by layer from the theory."""
-    variance, q, product = critical_variance(activation, 8), None, 1.0
-    for _ in range(8):
-        q = variance if q is None else theory.length_map(q, variance, 0.0, activation)
-        product *= theory.chi1(q, variance, activation)
-    assert product == pytest.approx(1, rel=0.02)
-
-
-@pytest.mark.slow
-def test_reference_draws_are_like_runs_at_criticality():
-    """Their dead, saturated and decaying parts against the engine's, from many seeds."""
-    config = replace(RELU, hidden=(40,) * 6, batch_size=64, steps=1)
-    config = replace(config, record=("deltas", "activations"))
-    reference = critical_draws(config, history_of(config, HE), load("digits"))
-    assert reference.sigma_w2 == pytest.approx(2, rel=0.01) and "digits" in reference.inputs
-    real = run(config, HE, 24, devices=1).history.isel(record=0)
-    dead = real["activation_dead_fraction"].mean("lane").values
-    assert reference.draws["dead_fraction"].mean("draw").values[1:6] == pytest.approx(dead[1:6], abs=0.06)
-    slopes = [
-        np.polyfit(range(6), x[:, :6].T, 1)[0].mean()
-        for x in (real["delta_log10_rms"].values, reference.draws["delta_log10_rms"].values)
-    ]
-    assert slopes[0] == pytest.approx(slopes[1], abs=0.03)
-
-
 def test_data_that_are_not_at_hand_are_replaced_and_said_so(tanh):
     """A data set that nobody has: standard-normal inputs, and the same finding."""
     history = lane(tanh, "vanishing").copy()
@@ -388,7 +298,6 @@ def test_diagnose_is_the_function(code):
     assert vgjax.diagnose is diagnose
 
 
-@pytest.mark.slow
 def test_a_history_that_does_not_say_its_run_is_refused(tanh):
     with pytest.raises(ValueError, match="which run it is"):
         diagnose(tanh[1].drop_attrs())

@@ -8,12 +8,9 @@ seconds; it meets the tests that call its function, quickest first, until one fa
 from __future__ import annotations
 
 import argparse
-import datetime
-import importlib.metadata
 import itertools
 import json
 import os
-import platform
 import random
 import resource
 import shutil
@@ -27,8 +24,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-import yaml
-from places import ROOT, bare, change, found_again, function_at, mutants, source_of
+import result_page
+from places import ROOT, found_again, function_at, mutants, source_of
 
 HERE = Path(__file__).parent
 WORK = ROOT / "build" / "mutation"
@@ -71,28 +68,6 @@ OUTCOMES = {
     -signal.SIGSEGV: "killed by a crash",
     -signal.SIGABRT: "killed by a crash",
 }
-
-PAGE = """# Mutation testing
-
-Drawn with seed {seed}: places of the modules below, and at each one change of an operator, a number, a condition, a
-loop or a decorator, within its kind (`-` for `+`, not `<<`); annotations are left out. A mutant is killed when a test
-fails, or the tests need three times their CPU time and half a minute more. How: [`mutants.py`](mutants.py), `make
-mutants`. Every mutant with the test that killed it: [`result.json`](result.json). Tests were added for those that
-survived a first round; survivors with a reason below met that round's tests alone.
-
-| module | places | mutants | drawn | killed | equivalent | killed of drawn | killed of those not equivalent |
-| --- | --- | --- | --- | --- | --- | --- | --- |
-{table}
-
-Modules of commit {commit}, tests of {tests_at}, {date}; cosmic-ray {cosmic-ray}, pytest {pytest}, jax {jax},
-NumPy {numpy}, Python {python}.
-
-## Survivors
-
-| where | the line | the mutant | why it does the same, or as well |
-| --- | --- | --- | --- |
-{alive}
-"""
 
 
 def sample(n: int | None, like: Path | None) -> None:
@@ -277,7 +252,7 @@ def run(again: bool, modules: list[str]) -> None:
     profiles = {module: profile(module) for module in modules}
     for mutant in (row for row in rows if row["module"] in modules):
         found = known.get(mutant["id"])
-        is_open = found and found["outcome"] == "survived" and not reason(mutant)
+        is_open = found and found["outcome"] == "survived" and not result_page.reason(mutant)
         if found and not (again and is_open):
             continue
         tests = sorted((t for t in profiles[mutant["module"]] if t["cpu"] < TOO_SLOW), key=lambda row: row["cpu"])
@@ -295,47 +270,12 @@ def run(again: bool, modules: list[str]) -> None:
         print(found["seconds"], found["outcome"], mutant["id"], mutant["after"], found["by"], flush=True)
 
 
-def reason(mutant: dict) -> str:
-    """Why a mutant does the same as the code, if somebody has found that out."""
-    rows = yaml.safe_load((HERE / "equivalent.yaml").read_text())
-    listed = {(row["module"], bare(row["change"])): row["reason"] for row in rows}
-    return listed.get((mutant["module"], bare(change(mutant))), "")
-
-
 def report() -> None:
-    """Write result.json, and result.md with its table."""
+    """Write what is known so far, and print the page."""
     drawn = json.loads((WORK / "sample.json").read_text())
     results = {row["id"]: row for row in map(json.loads, (WORK / "results.jsonl").read_text().splitlines())}
-    rows, table, alive = [], [], []
-    for m in drawn["mutants"]:
-        found, mutated = results.get(m["id"]), change(m)
-        if found is None:
-            continue
-        row = {"at": m["id"], "operator": m["operator"].removeprefix("core/"), "line": m["before"], "change": mutated}
-        row |= {"outcome": found["outcome"], "by": found["by"]}
-        if found["outcome"] == "survived":
-            row["equivalent"] = reason(m)
-            where = f"`vgjax/{m['module']}.py:{m['line']}`"
-            old, new = (f"`{text}`".replace("|", "\\|") for text in (m["before"], mutated))
-            alive.append(f"| {where} | {old} | {new} | {row['equivalent'] or '**not killed**'} |")
-        if "earlier" in m:
-            row["earlier"] = m["earlier"]
-        rows.append(row)
-    for module in [*PLAN, "all"]:
-        own = [row for row in rows if module in ("all", row["at"].split(":")[0])]
-        killed = sum(row["outcome"] != "survived" for row in own)
-        equal = sum(bool(row.get("equivalent")) for row in own)
-        sizes = [drawn["population"][m] for m in PLAN if module in ("all", m)]
-        places, population = (sum(size[key] for size in sizes) for key in ("places", "mutants"))
-        shares = [f"{100 * killed / n:.1f} %" for n in (len(own), len(own) - equal) if n]
-        table.append(" | ".join(map(str, [f"| {module}", places, population, len(own), killed, equal, *shares])) + " |")
-    versions = {name: importlib.metadata.version(name) for name in ("cosmic-ray", "pytest", "jax", "numpy")}
-    facts = {"commit": drawn["commit"], "tests_at": commit(), "date": str(datetime.date.today()), "seed": SEED}
-    facts |= {"python": platform.python_version(), **versions}
-    (HERE / "result.json").write_text(json.dumps({**facts, "mutants": rows}, indent=1, ensure_ascii=False) + "\n")
-    text = PAGE.format(**facts, table="\n".join(table), alive="\n".join(alive))
-    (HERE / "result.md").write_text(text)
-    print(text)
+    facts = {"commit": drawn["commit"], "tests_at": commit(), "seed": SEED}
+    print(result_page.write(drawn, results, facts, list(PLAN)))
 
 
 def main() -> None:
